@@ -1,0 +1,3 @@
+"""Efficient action recognition in video."""
+
+__version__ = "0.1.0"

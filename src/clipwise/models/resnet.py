@@ -1,0 +1,267 @@
+"""ResNet-18/34/50/101 over clips, with one slot per residual block for a temporal module.
+
+He et al., *Deep residual learning for image recognition* (2016), in torchvision's v1.5 form: the stride of a
+bottleneck is in its 3×3. The state-dict keys are torchvision's (``conv1.weight``, ``layer1.0.conv1.weight``,
+``fc.weight``), so an ImageNet file loads without renaming; a temporal module's parameters stand beside them under
+the module's own name (``layer1.0.cmm.reduce.weight``). ``caffe_stride=True`` puts the stride on the first 1×1.
+
+A block has four places, and a temporal module fills those it needs (:class:`Slot`)::
+
+    x ──┬─ before ─ conv1·bn1·relu ─ y ─ inner ─ conv2·bn2·relu ─ s ─ merge(s, y) ─ conv3·bn3 ─┬─ + ─ relu
+        └────────────────────────────────── shortcut ──────────────────────────────────────────┘
+
+A basic block has no conv3: its bn2 has no ReLU, and ``merge`` stands before the addition.
+
+The head is dropout and one ``fc`` per frame; the clip's logits are the mean of its frames'. ``fc`` starts at
+N(0, 0.001), bias 0.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from clipwise.ops import fold, unfold
+
+__all__ = ["BlockSpec", "ResNet", "Slot", "TemporalModule", "resnet_depths"]
+
+_LAYERS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+}
+
+
+def resnet_depths() -> tuple[int, ...]:
+    """The depths that can be built."""
+    return tuple(_LAYERS)
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """What a temporal module may know of the residual block that it is built for."""
+
+    stage: int
+    """2 to 5, the papers' conv2_x to conv5_x."""
+    index: int
+    """Position within the stage, from 0."""
+    in_channels: int
+    """Channels of the residual branch's input."""
+    width: int
+    """Channels between conv1 and conv2: a bottleneck's inner width, a basic block's output."""
+    stride: int
+    """Spatial stride of conv2."""
+
+
+class TemporalModule(nn.Module):
+    """A module that a block applies to clips: ``forward`` maps (N, T, C, H, W) to the same shape."""
+
+    key: str
+    """The name under which a block holds it, hence the prefix of its state-dict keys."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What a temporal module puts into one residual block; a place left None stays as in the image network."""
+
+    before: TemporalModule | None = None
+    """On the residual branch's input; the shortcut keeps x."""
+    inner: TemporalModule | None = None
+    """After conv1-BN-ReLU."""
+    conv2: nn.Module | None = None
+    """In place of conv2: maps (N, T, width, H, W) to (N, T, width, H/stride, W/stride), without bias or BN."""
+    merge: TemporalModule | None = None
+    """Joins the second convolution's normalised output s with its input y: ``forward(s, y)``, shaped as s."""
+
+
+class _Block(nn.Module):
+    """What both kinds of residual block share."""
+
+    def _fill(self, slot: Slot) -> None:
+        self._keys: dict[str, str] = {}
+        for place in (field.name for field in fields(slot)):
+            module = getattr(slot, place)
+            if isinstance(module, TemporalModule) and place != "conv2":
+                self.add_module(module.key, module)
+                self._keys[place] = module.key
+
+    def _apply_at(self, place: str, x: Tensor, frames: int) -> Tensor:
+        if place not in self._keys:
+            return x
+        module: nn.Module = getattr(self, self._keys[place])
+        return fold(module(unfold(x, frames)))
+
+    def _conv2(self, y: Tensor, frames: int) -> Tensor:
+        conv2: nn.Module = self.conv2
+        return conv2(y) if type(conv2) is nn.Conv2d else fold(conv2(unfold(y, frames)))
+
+    def _merge(self, s: Tensor, y: Tensor, frames: int) -> Tensor:
+        if "merge" not in self._keys:
+            return s
+        module: nn.Module = getattr(self, self._keys["merge"])
+        return fold(module(unfold(s, frames), unfold(y, frames)))
+
+
+class _BasicBlock(_Block):
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, caffe_stride: bool, slot: Slot
+    ) -> None:
+        del caffe_stride  # the stride of a basic block is on its first convolution in either style
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = slot.conv2 or nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = downsample
+        self._fill(slot)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Folded (N·T, C, H, W) → (N·T, width, H/stride, W/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(self._apply_at("before", x, frames))))
+        s = self.bn2(self._conv2(self._apply_at("inner", y, frames), frames))
+        out: Tensor = self.relu(self._merge(s, y, frames) + shortcut)
+        return out
+
+
+class _Bottleneck(_Block):
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, caffe_stride: bool, slot: Slot
+    ) -> None:
+        super().__init__()
+        first, second = (stride, 1) if caffe_stride else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = slot.conv2 or nn.Conv2d(width, width, 3, second, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.downsample = downsample
+        self._fill(slot)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Folded (N·T, C, H, W) → (N·T, 4·width, H/stride, W/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(self._apply_at("before", x, frames))))
+        s = self.relu(self.bn2(self._conv2(self._apply_at("inner", y, frames), frames)))
+        out: Tensor = self.relu(self.bn3(self.conv3(self._merge(s, y, frames))) + shortcut)
+        return out
+
+
+class ResNet(nn.Module):
+    """A ResNet over clips whose blocks carry temporal modules.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        num_classes: outputs of ``fc``.
+        num_frames: T of a clip; the forward pass refuses another.
+        temporal: gives the :class:`Slot` of a block, or None for a network without temporal modules.
+        placed: which of the blocks get the temporal module; all when None.
+        dropout: probability before ``fc``.
+        caffe_stride: stride of a bottleneck on its first 1×1 instead of the 3×3.
+        base_width: channels of the stem and of the first stage's blocks, 64 in the papers.
+
+    Raises:
+        ValueError: for a depth, frame count, class count or width that cannot be built.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        num_classes: int,
+        num_frames: int,
+        temporal: Callable[[BlockSpec], Slot] | None = None,
+        placed: Callable[[list[tuple[int, int]]], set[tuple[int, int]]] | None = None,
+        dropout: float = 0.5,
+        caffe_stride: bool = False,
+        base_width: int = 64,
+    ) -> None:
+        super().__init__()
+        if depth not in _LAYERS:
+            raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, _LAYERS))}")
+        for name, value in (("num_classes", num_classes), ("num_frames", num_frames)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if base_width < 16 or base_width % 16:
+            raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        self.num_frames = num_frames
+        kind, blocks = _LAYERS[depth]
+        block: type[_BasicBlock | _Bottleneck] = _BasicBlock if kind == "basic" else _Bottleneck
+        self.conv1 = nn.Conv2d(3, base_width, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+
+        positions = [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
+        chosen = set(positions) if placed is None else placed(positions)
+        channels = base_width
+        for stage, count in enumerate(blocks, start=2):
+            width = base_width * 2 ** (stage - 2)
+            layer = nn.ModuleList()
+            for index in range(count):
+                stride = 2 if stage > 2 and index == 0 else 1
+                stride_of_conv2 = stride if kind == "bottleneck" and not caffe_stride else 1
+                spec = BlockSpec(stage, index, channels, width, stride_of_conv2)
+                slot = temporal(spec) if temporal and (stage, index) in chosen else Slot()
+                downsample = None
+                if stride != 1 or channels != width * block.expansion:
+                    downsample = nn.Sequential(
+                        nn.Conv2d(channels, width * block.expansion, 1, stride, bias=False),
+                        nn.BatchNorm2d(width * block.expansion),
+                    )
+                layer.append(block(channels, width, stride, downsample, caffe_stride, slot))
+                channels = width * block.expansion
+            self.add_module(f"layer{stage - 1}", layer)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            # Exactly nn.Conv2d: a temporal module's own layers have the start that its paper gives them.
+            if type(module) is nn.Conv2d:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, std=0.001)
+        nn.init.zeros_(self.fc.bias)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The residual blocks in order."""
+        for stage in range(1, 5):
+            yield from getattr(self, f"layer{stage}")
+
+    def forward_features(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) → (N, T, C): each frame's pooled features.
+
+        Raises:
+            ValueError: if the input is not five-dimensional, T is not ``num_frames``, or there are not 3 channels.
+        """
+        if clips.ndim != 5 or clips.shape[2] != 3:
+            raise ValueError(f"expected clips of shape (N, T, 3, H, W), got {tuple(clips.shape)}")
+        frames = clips.shape[1]
+        if frames != self.num_frames:
+            raise ValueError(
+                f"this network was made for {self.num_frames} frames a clip, got {frames}: sample "
+                f"{self.num_frames}, or create the model with num_frames={frames}"
+            )
+        x = fold(clips).contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for block in self.blocks():
+            x = block(x, frames)
+        return unfold(self.avgpool(x).flatten(1), frames)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) float → (N, num_classes) logits."""
+        logits: Tensor = self.fc(self.dropout(self.forward_features(clips)))
+        return logits.mean(dim=1)

@@ -1,0 +1,52 @@
+"""Layers that several temporal modules are made of."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from clipwise import ops
+
+__all__ = ["TemporalConv", "shift_groups"]
+
+
+def shift_groups(channels: int, fold: int) -> list[tuple[int, int]]:
+    """TSM's groups for :func:`clipwise.ops.shift`: the first ``fold`` channels take the next frame, as many
+    after them the previous one, the rest stay."""
+    return [(fold, +1), (fold, -1), (channels - 2 * fold, 0)]
+
+
+class TemporalConv(nn.Module):
+    """Convolution over time alone, kernel 3, zero padding, no bias.
+
+    ``weight`` has conv1d's shape (out, in / groups, 3), its taps in the order previous, current, next.
+
+    Args:
+        in_channels, out_channels, groups: as in ``nn.Conv1d``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int | None = None, *, groups: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels or in_channels, in_channels // groups, 3))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def start_as_shift(self, previous: int, next_: int) -> None:
+        """Make the first ``previous`` channels take the previous frame, the last ``next_`` the next frame and those
+        between stay as they are. A convolution that mixes channels starts with the same map on its diagonal.
+        """
+        out_channels, per_group, _ = self.weight.shape
+        tap = torch.ones(out_channels, dtype=torch.long)
+        tap[:previous] = 0
+        tap[out_channels - next_ :] = 2
+        with torch.no_grad():
+            self.weight.zero_()
+            channel = torch.arange(out_channels)
+            self.weight[channel, channel % per_group, tap] = 1.0
+
+    def forward(self, x_NTCHW: Tensor) -> Tensor:
+        """(N, T, C, H, W) → (N, T, C', H, W)."""
+        return ops.temporal_conv(x_NTCHW, self.weight)
+
+    def extra_repr(self) -> str:
+        out_channels, per_group, kernel = self.weight.shape
+        return f"out={out_channels}, in_per_group={per_group}, kernel={kernel}"

@@ -1,0 +1,42 @@
+"""TAM: the temporal *aggregation* module of the Deep Analysis paper (Chen et al., *Deep analysis of CNN-based
+spatio-temporal representations for action recognition*, CVPR 2021; after Fan et al. 2019).
+
+Before conv1, on the residual branch only:   ReLU(tconv(x)),   tconv channel-wise over time, k = 3, no bias.
+
+Where the paper is silent: the convolution starts as TSM's shift (an eighth of the channels from either side), so that
+ImageNet features survive the first step.
+
+Weights: the authors hold three 1×1 channel-wise convolutions, ``tam.prev_se.fc1.weight``, ``curr_se``, ``next_se``,
+each (C, 1, 1, 1); stacked along the last axis in that order they are ``tam.conv.weight``.
+
+Not the temporal *adaptive* module of another paper with the same acronym.
+"""
+
+from torch import Tensor, nn
+
+from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
+from clipwise.models.temporal.layers import TemporalConv
+
+__all__ = ["TemporalAggregation", "tam"]
+
+
+class TemporalAggregation(TemporalModule):
+    """Channel-wise temporal convolution and ReLU."""
+
+    key = "tam"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = TemporalConv(channels, groups=channels)
+        self.conv.start_as_shift(previous=channels // 8, next_=channels // 8)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x_NTCHW: Tensor) -> Tensor:
+        """(N, T, C, H, W) → (N, T, C, H, W)."""
+        out: Tensor = self.relu(self.conv(x_NTCHW))
+        return out
+
+
+def tam(block: BlockSpec) -> Slot:
+    """A temporal aggregation module before conv1."""
+    return Slot(before=TemporalAggregation(block.in_channels))

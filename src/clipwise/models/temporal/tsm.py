@@ -1,0 +1,40 @@
+"""TSM: temporal shift module (Lin, Gan, Han: *TSM: Temporal shift module for efficient video understanding*, 2019).
+
+Before conv1 of a residual branch, with C input channels and fold = C // 8:
+
+    channels 0 … fold         take the next frame
+    channels fold … 2·fold    take the previous frame
+    the rest                  stay
+
+Frames outside the clip are zero. No parameters, no MACs. In ResNet-101 every other block has it.
+
+Weights: MIT's and MMAction2's checkpoints wrap conv1 (``layer1.0.conv1.net.weight``); the values carry over as
+they are, the directions being the same.
+"""
+
+from torch import Tensor
+
+from clipwise import ops
+from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
+from clipwise.models.temporal.layers import shift_groups
+
+__all__ = ["TemporalShift", "tsm"]
+
+
+class TemporalShift(TemporalModule):
+    """Shift one part in ``divisor`` of the channels each way."""
+
+    key = "tsm"
+
+    def __init__(self, channels: int, divisor: int = 8) -> None:
+        super().__init__()
+        self.groups = shift_groups(channels, channels // divisor)
+
+    def forward(self, x_NTCHW: Tensor) -> Tensor:
+        """(N, T, C, H, W) → (N, T, C, H, W)."""
+        return ops.shift(x_NTCHW, self.groups)
+
+
+def tsm(block: BlockSpec) -> Slot:
+    """A shift before conv1."""
+    return Slot(before=TemporalShift(block.in_channels))

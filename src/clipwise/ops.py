@@ -1,0 +1,95 @@
+"""Temporal operations as pure functions on clips.
+
+Legend: N clips, T frames, C channels, H × W pixels. A name ending in ``_NTCHW`` is such a five-dimensional
+tensor; 2D layers see it *folded*, ``(N·T, C, H, W)`` with time fastest inside a clip. :func:`fold` and
+:func:`unfold` are the only places that change between the two.
+
+Every function keeps the channels-last layout: where a concatenation or padding is needed it happens on a view
+with the channels innermost, since PyTorch would otherwise answer with a contiguous copy, and each following
+convolution would pay for the conversion back.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["fold", "motion_difference", "shift", "temporal_conv", "unfold"]
+
+
+def fold(x_NTCHW: Tensor) -> Tensor:
+    """(N, T, C, H, W) → (N·T, C, H, W)."""
+    return x_NTCHW.flatten(0, 1)
+
+
+def unfold(x: Tensor, frames: int) -> Tensor:
+    """(N·T, C, H, W) → (N, T, C, H, W) with T = ``frames``.
+
+    Raises:
+        ValueError: if the batch is not a whole number of clips.
+    """
+    if x.shape[0] % frames:
+        raise ValueError(f"a folded batch of {x.shape[0]} frames is no whole number of clips of {frames} frames")
+    return x.unflatten(0, (x.shape[0] // frames, frames))
+
+
+def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+    """(N, T, C, H, W) → (N, T, C, H, W): move groups of channels along time.
+
+    ``groups`` lists ``(channels, offset)`` in channel order: frame t of the output holds, for those channels,
+    frame t + offset of the input, and zeros where that lies outside the clip. The offset is +1 for the next
+    frame and -1 for the previous one. Zeros count nothing towards a network's MACs.
+
+        time →   1 2 3 4
+        +1       2 3 4 0
+        -1       0 1 2 3
+         0       1 2 3 4
+
+    Written with ``pad`` and ``cat`` rather than slice assignment, so that an ONNX export holds no ScatterND.
+
+    Raises:
+        ValueError: if the groups do not add up to C.
+    """
+    channels = x_NTCHW.shape[2]
+    if sum(size for size, _ in groups) != channels:
+        raise ValueError(f"shift groups {list(groups)} do not add up to {channels} channels")
+    x_NTHWC = x_NTCHW.permute(0, 1, 3, 4, 2)
+    shifted = [
+        _shift_time(part, offset)
+        for part, (_, offset) in zip(x_NTHWC.split([size for size, _ in groups], dim=-1), groups, strict=True)
+    ]
+    return torch.cat(shifted, dim=-1).permute(0, 1, 4, 2, 3)
+
+
+def _shift_time(x_NTHWC: Tensor, offset: int) -> Tensor:
+    if offset == 0:
+        return x_NTHWC
+    # `pad` crops where its argument is negative: one call drops the frames that leave and adds those that enter.
+    return F.pad(x_NTHWC, (0, 0, 0, 0, 0, 0, -offset, offset))
+
+
+def temporal_conv(x_NTCHW: Tensor, weight: Tensor) -> Tensor:
+    """(N, T, C, H, W) → (N, T, C', H, W): convolution along time, zero padding, stride 1.
+
+    ``weight`` has shape (C', C / groups, k) with k odd, so it is a ``conv1d`` weight: (C, 1, 3) is channel-wise,
+    its taps in the order previous, current, next frame.
+
+    The form is a 2D convolution over (T, H·W): on a channels-last tensor this view costs no copy, and PyTorch's
+    2D kernels are several times as fast on a CPU as ``conv1d`` on a permuted copy or ``conv3d``.
+    """
+    n, t, c, h, w = x_NTCHW.shape
+    x = x_NTCHW.reshape(n, t, c, h * w).transpose(1, 2)
+    y = F.conv2d(x, weight.unsqueeze(-1), padding=(weight.shape[-1] // 2, 0), groups=c // weight.shape[1])
+    return y.transpose(1, 2).reshape(n, t, weight.shape[0], h, w)
+
+
+def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor) -> Tensor:
+    """Two (N, T, C, H, W) → (N, T, C, H, W): ``H_t = features_{t+1} - reference_t``, and ``H_T = 0``.
+
+    Source: STM (ICCV 2019), equation 2.
+    """
+    features = features_NTCHW.permute(0, 1, 3, 4, 2)
+    reference = reference_NTCHW.permute(0, 1, 3, 4, 2)
+    difference = features[:, 1:] - reference[:, :-1]
+    return F.pad(difference, (0, 0, 0, 0, 0, 0, 0, 1)).permute(0, 1, 4, 2, 3)

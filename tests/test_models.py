@@ -1,0 +1,307 @@
+"""Every network: published counts, sizes of input, dependence on the order of frames, gradients, weights."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from clipwise import ops
+from clipwise.models import weights as weights_module
+from clipwise.models.complexity import count_macs, count_parameters
+from clipwise.models.registry import create_model, list_models
+from clipwise.models.temporal.layers import TemporalConv
+from clipwise.models.temporal.stm import ChannelwiseTemporal
+from clipwise.models.weights import load_weights, read_state_dict
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "cstm only": {"modules": "cstm"},
+    "cstm only; ordinary temporal convolution": {"modules": "cstm", "temporal_conv": "ordinary"},
+    "cmm only": {"modules": "cmm"},
+    "alpha=0": {"alpha": 0.0},
+    "alpha=0.25": {"alpha": 0.25},
+    "alpha=0.5": {"alpha": 0.5},
+    "alpha=0.75": {"alpha": 0.75},
+    "alpha=1": {"alpha": 1.0},
+    "equal": {"split": "equal"},
+    "r=2": {"reduction": 2},
+    "r=4": {"reduction": 4},
+    "r=8": {"reduction": 8},
+    "r=16": {"reduction": 16},
+    "32 frames; 256x256": {"num_frames": 32},
+}
+# Every module on every backbone, plus the variants that have options of their own.
+SMALL: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in list_models("*_resnet18") + list_models("*_resnet50")),
+    *((name, {"modules": part}) for name in list_models("stm_resnet[15][80]") for part in ("cstm", "cmm")),
+    ("stc_resnet50", {"split": "equal"}),
+    ("stc_resnet50", {"alpha": 0.0}),
+    ("stc_resnet50", {"alpha": 1.0}),
+]
+
+
+def small(name: str, num_frames: int = 4, **options: Any) -> torch.nn.Module:
+    """A narrow network whose output is far from zero, so that a difference in it shows."""
+    torch.manual_seed(1)
+    model = create_model(name, num_classes=5, num_frames=num_frames, base_width=16, **options)
+    torch.nn.init.normal_(model.fc.weight)
+    return model.eval()
+
+
+def test_published_counts(shared: Path) -> None:
+    tested = 0
+    with (shared / "reference/complexity.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["model"] not in list_models():
+                continue
+            size = 256 if "256x256" in row["options"] else 224
+            model = create_model(row["model"], num_classes=174, **OPTIONS[row["options"]])
+            gmacs = count_macs(model, size) / 1e9
+            assert gmacs == pytest.approx(float(row["gmacs_convolutions"]), abs=0.0051), row
+            if row["params_millions"]:
+                expected = pytest.approx(float(row["params_millions"]), abs=0.0051)
+                assert count_parameters(model) / 1e6 == expected, row
+            tested += 1
+    assert tested >= 21
+
+
+def test_macs_of_a_known_convolution() -> None:
+    class One(torch.nn.Module):
+        num_frames = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+            self.tconv = TemporalConv(4, groups=4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.tconv(ops.unfold(self.conv(ops.fold(x)), 2))
+
+    assert count_macs(One(), 8) == 2 * 8 * 8 * (4 * 3 * 9 + 4 * 3)
+
+
+@pytest.mark.parametrize("size", [112, 160, 240])
+@pytest.mark.parametrize("name", list_models())
+def test_runs_at_other_sizes(name: str, size: int) -> None:
+    # The meta device runs every shape check of the real network and none of its arithmetic.
+    with torch.device("meta"):
+        model = create_model(name, num_classes=7, num_frames=8)
+        assert model(torch.empty(2, 8, 3, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+def test_depends_on_the_order_of_frames(name: str, options: dict[str, Any]) -> None:
+    model, clip = small(name, **options), torch.randn(2, 4, 3, 64, 64)
+    with torch.no_grad():
+        change = (model(clip) - model(clip.flip(1))).abs().max() / model(clip).abs().max()
+    if name.startswith("tsn"):
+        assert change < 1e-5
+    else:
+        assert change > 1e-4
+
+
+def test_stc_without_its_temporal_parts_ignores_order() -> None:
+    model = small("stc_resnet50", alpha=1.0, shift=False, tr=False)
+    clip = torch.randn(2, 4, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clip), model(clip.flip(1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+def test_every_parameter_gets_a_gradient(name: str, options: dict[str, Any]) -> None:
+    """Unused parameters stop distributed training."""
+    model = small(name, **options).train()
+    model(torch.randn(2, 4, 3, 64, 64)).square().sum().backward()
+    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["stm_resnet18", "stm_resnet50", "stc_resnet50", "stw_resnet50", "tam_resnet18"])
+def test_one_frame_and_odd_sizes(name: str) -> None:
+    model = small(name, num_frames=1)
+    assert model(torch.randn(1, 1, 3, 57, 75)).isfinite().all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_operations_keep_the_layout_that_convolutions_want(layout: torch.memory_format) -> None:
+    x = torch.randn(6, 16, 5, 7).contiguous(memory_format=layout)
+    clip = ops.unfold(x, 3)
+    weight = torch.randn(16, 1, 3)
+    expected = torch.nn.functional.conv1d(
+        clip.permute(0, 3, 4, 2, 1).reshape(-1, 16, 3), weight, padding=1, groups=16
+    )
+    expected = expected.reshape(2, 5, 7, 16, 3).permute(0, 4, 3, 1, 2)
+    result = ops.temporal_conv(clip, weight)
+    torch.testing.assert_close(result, expected)
+    if layout is torch.channels_last:
+        shifted = ops.shift(clip, [(4, 1), (4, -1), (8, 0)])
+        for folded in (ops.fold(result), ops.fold(shifted), ops.fold(ops.motion_difference(clip, clip))):
+            assert folded.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tsm_takes_the_next_frame_first() -> None:
+    """TSM's code: channels 0 … C/8 from t+1, C/8 … C/4 from t-1, zeros outside."""
+    clip = torch.randn(1, 4, 16, 2, 2)
+    expected = clip.clone()
+    expected[:, :-1, :2], expected[:, -1, :2] = clip[:, 1:, :2], 0
+    expected[:, 1:, 2:4], expected[:, 0, 2:4] = clip[:, :-1, 2:4], 0
+    torch.testing.assert_close(ops.shift(clip, [(2, 1), (2, -1), (12, 0)]), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channelwise", [True, False])
+def test_cstm_starts_as_a_quarter_half_quarter_shift(channelwise: bool) -> None:
+    clip = torch.randn(2, 8, 64, 7, 7)
+    start = ChannelwiseTemporal(64, channelwise=channelwise)(clip)
+    assert torch.equal(start, ops.shift(clip, [(16, -1), (32, 0), (16, 1)]))
+
+
+def test_stw_is_three_convolutions_of_shifted_frames() -> None:
+    """STFM as the paper draws it: previous, current, next frame to C/4, C/2, C/4 channels."""
+    block = create_model("stw_resnet50", num_classes=2, num_frames=4).layer2[0]
+    y = torch.randn(2, 4, 128, 14, 14)
+    weight = block.conv2.weight
+    zero = torch.zeros_like(y[:, :1])
+    frames = (torch.cat((zero, y[:, :-1]), 1), y, torch.cat((y[:, 1:], zero), 1))
+    stfm = torch.cat(
+        [
+            torch.nn.functional.conv2d(ops.fold(x), part, stride=2, padding=1)
+            for x, part in zip(frames, weight.split([32, 64, 32]), strict=True)
+        ],
+        dim=1,
+    )
+    gate = torch.sigmoid(torch.einsum("ck,kntchw->nthw", block.conv2.twm.weight[0], torch.stack(frames)))
+    twm = torch.nn.functional.avg_pool2d(ops.fold(y - y * gate.unsqueeze(2)), 2)
+    torch.testing.assert_close(ops.fold(block.conv2(y)), stfm + twm, rtol=1e-4, atol=1e-4)
+
+
+def test_motion_is_the_next_frame_minus_this_one() -> None:
+    k, r = torch.randn(1, 3, 2, 4, 4), torch.randn(1, 3, 2, 4, 4)
+    motion = ops.motion_difference(k, r)
+    torch.testing.assert_close(motion[:, 0], k[:, 1] - r[:, 0])
+    assert not motion[:, -1].any()
+
+
+@pytest.mark.parametrize(
+    ("placement", "stages", "expected"),
+    [
+        ("all", (2, 3, 4, 5), 16),
+        ("all", (4, 5), 9),
+        ("first", (2, 3, 4, 5), 4),
+        ("first", (4,), 1),
+        ("top", (2, 3, 4, 5), 8),
+        ("bottom", (2, 3, 4, 5), 8),
+        ("alternate", (2, 3, 4, 5), 9),
+    ],
+)
+def test_placement(placement: str, stages: tuple[int, ...], expected: int) -> None:
+    model = create_model("stm_resnet50", num_classes=2, base_width=16, placement=placement, stages=stages)
+    placed = [index for index, block in enumerate(model.blocks()) if hasattr(block, "cmm")]
+    assert len(placed) == expected
+    if placement in ("top", "bottom"):
+        assert placed == (list(range(8, 16)) if placement == "top" else list(range(8)))
+
+
+def test_resnet101_shifts_every_other_block() -> None:
+    with torch.device("meta"):
+        model = create_model("tsm_resnet101", num_classes=2)
+    assert [hasattr(block, "tsm") for block in model.layer3][:4] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"name": "stm_resnet5"}, "near it: .*stm_resnet50"),
+        ({"name": "stm_resnet50", "alpha": 0.5}, "has no option alpha; it takes .*modules"),
+        ({"name": "stc_resnet50", "alpha": 2}, "alpha must lie in"),
+        ({"name": "stm_resnet50", "placement": "middle"}, "placement must be one of"),
+        ({"name": "stm_resnet50", "stages": (1,)}, "stages must be some of"),
+        ({"name": "tsn_resnet50", "num_frames": 0}, "num_frames must be at least 1"),
+    ],
+)
+def test_wrong_arguments_say_what_is_right(call: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(call.pop("name"), num_classes=2, **call)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 5, 3, 32, 32), "made for 4 frames.*got 5"), ((4, 3, 32, 32), r"\(N, T, 3, H, W\)")]
+)
+def test_wrong_clip_says_what_is_right(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small("stm_resnet18")(torch.zeros(shape))
+
+
+def image_state(depth: int = 50, classes: int = 1000) -> dict[str, torch.Tensor]:
+    """A state dict with torchvision's keys: this project's tsn has no others."""
+    torch.manual_seed(3)
+    return create_model(f"tsn_resnet{depth}", num_classes=classes, base_width=16).state_dict()
+
+
+@pytest.mark.parametrize("name", list_models("*_resnet50"))
+def test_image_weights_load_into_every_network(name: str, tmp_path: Path) -> None:
+    state = image_state()
+    save_file(state, tmp_path / "image.safetensors")
+    model = create_model(name, num_classes=5, base_width=16)
+    report = load_weights(model, tmp_path / "image.safetensors", name=name)
+    assert set(report.left) == {"fc.weight", "fc.bias"}
+    assert not [key for key in report.new if key.startswith(("conv1", "bn1")) or "downsample" in key]
+    own = model.state_dict()
+    assert torch.equal(own["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
+    if name.startswith("stc"):
+        assert torch.equal(own["layer1.0.conv2.spatial.weight"], state["layer1.0.conv2.weight"][:12, :12])
+    else:
+        assert torch.equal(own["layer1.0.conv2.weight"], state["layer1.0.conv2.weight"])
+
+
+def test_real_imagenet_weights_recognise_an_image_network(shared: Path) -> None:
+    report = load_weights(
+        create_model("stm_resnet50", num_classes=6, caffe_stride=True),
+        shared / "weights/resnet50_imagenet.safetensors",
+        name="stm_resnet50",
+    )
+    assert set(report.left) == {"fc.weight", "fc.bias"}
+    assert all("cstm" in key or "cmm" in key or key.startswith("fc") for key in report.new)
+    assert "cmm.reduce.weight (16)" in str(report)
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    save_file({"encoder.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"nothing in it matches stm_resnet18; its keys begin encoder\.weight"):
+        load_weights(create_model("stm_resnet18", num_classes=2), tmp_path / "other.safetensors", name="stm_resnet18")
+    save_file(image_state(18), tmp_path / "narrow.safetensors")
+    with pytest.raises(ValueError, match="other shapes than stm_resnet18's"):
+        load_weights(create_model("stm_resnet18", num_classes=2), tmp_path / "narrow.safetensors", name="stm_resnet18")
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this code ran",))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": _Runs()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="would run code"):
+        read_state_dict(tmp_path / "evil.pth")
+    assert "this code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", b"PK\x03\x04 cut"])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_damaged_weight_files_are_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        read_state_dict(tmp_path / name)
+
+
+def test_imagenet_offline_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPWISE_CACHE", str(tmp_path))
+    monkeypatch.setattr(weights_module, "_IMAGENET_ADDRESS", "http://127.0.0.1:9/")
+    with pytest.raises(ConnectionError, match=r"resnet50-0676ba61\.pth") as error:
+        create_model("stm_resnet50", num_classes=2, weights="imagenet")
+    assert str(tmp_path) in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "resnet50-0676ba61.pth").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="SHA-256 begins with"):
+        create_model("stm_resnet50", num_classes=2, weights="imagenet")
