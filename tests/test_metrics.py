@@ -129,3 +129,87 @@ def test_low_precision_views_are_averaged_in_float32():
 def test_views_that_give_no_score_are_refused(logits, message):
     with pytest.raises(ValueError, match=message):
         mean_softmax(logits)
+
+
+def pixels(path: Path) -> np.ndarray:
+    """(H,W,3) in 0 to 1."""
+    from matplotlib.image import imread
+
+    return imread(path)[..., :3]
+
+
+@pytest.mark.parametrize("number", [1, 2, 21])
+def test_a_confusion_matrix_shows_shares_of_each_class(tmp_path, number):
+    classes = [f"a class with a longish name, number {i}" for i in range(number)]
+    # Classes of very different size, all right: the picture must be the same as for classes of one video.
+    confusion_matrix(tmp_path / "many.png", np.diag(np.arange(1, number + 1)), classes, "All right")
+    confusion_matrix(tmp_path / "one.png", np.eye(number), classes, "All right")
+    assert np.array_equal(pixels(tmp_path / "many.png"), pixels(tmp_path / "one.png"))
+
+
+def test_200_classes_have_room_for_their_names_in_a_picture_that_can_be_opened(tmp_path):
+    confusion_matrix(
+        tmp_path / "200.png", np.eye(200), [f"a longish name, number {i}" for i in range(200)], ""
+    )
+    height, width, _ = pixels(tmp_path / "200.png").shape
+    assert min(height, width) > 200 * 12, "12 pixels a line"
+    assert max(height, width) < 5000
+
+
+def test_a_class_without_videos_does_not_look_like_one_that_is_never_right(tmp_path):
+    confusion_matrix(tmp_path / "none.png", [[0, 0], [0, 3]], ["a", "b"], "")
+    confusion_matrix(tmp_path / "wrong.png", [[0, 3], [0, 3]], ["a", "b"], "")
+    assert not np.array_equal(pixels(tmp_path / "none.png"), pixels(tmp_path / "wrong.png"))
+
+
+def share_of(path: Path, colour: str) -> float:
+    from matplotlib.colors import to_rgb
+
+    return float((np.abs(pixels(path) - to_rgb(colour)).max(-1) < 0.02).mean())
+
+
+def test_the_bars_of_a_pair_are_as_long_as_its_accuracy(tmp_path):
+    names = [("opens", "closes"), ("rotates_clockwise", "rotates_counterclockwise")]
+    pair_accuracy(tmp_path / "pairs.png", names, {"STM": [90, 100], "TSN": [48, 47]}, "Which way did it go?")
+    blue, orange = share_of(tmp_path / "pairs.png", "#0072B2"), share_of(tmp_path / "pairs.png", "#E69F00")
+    assert orange / blue == pytest.approx(47.5 / 95, rel=0.1)
+
+
+def test_a_strip_keeps_every_frame_in_order(tmp_path):
+    shades = np.linspace(40, 220, 6).astype(np.uint8)
+    frames = np.zeros((6, 20, 30, 3), np.uint8)
+    frames[..., 0] = shades[:, None, None]
+    frame_strip(tmp_path / "strip.png", [("one", frames), ("two", frames[:3, :, :20])])
+    red = pixels(tmp_path / "strip.png")
+    for scanline in (red[len(red) // 4], red[len(red) * 3 // 4]):
+        seen = [round(255 * float(r)) for r, g, b in scanline if g == 0 and b == 0]
+        assert seen == sorted(seen)
+        assert len(set(seen)) in (6, 3)
+
+
+@pytest.mark.parametrize("ending", ["svg", "pdf"])
+def test_pictures_are_written_in_the_format_of_their_ending(tmp_path, ending):
+    path = tmp_path / f"pairs.{ending}"
+    pair_accuracy(path, [("a", "b")], {"STM": [100]}, "A pair")
+    assert path.read_bytes().lstrip().startswith({"svg": b"<?xml", "pdf": b"%PDF"}[ending])
+
+
+def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(tmp_path):
+    path = tmp_path / "picture.png"
+    with pytest.raises(ValueError, match=r"\(2, 3\) for 2"):
+        confusion_matrix(path, np.zeros((2, 3)), ["a", "b"], "")
+    with pytest.raises(ValueError, match="negative"):
+        confusion_matrix(path, [[1, -1], [0, 1]], ["a", "b"], "")
+    with pytest.raises(ValueError, match=r"TSN needs 1 .* got \[50, 60\]"):
+        pair_accuracy(path, [("a", "b")], {"STM": [100], "TSN": [50, 60]}, "")
+    with pytest.raises(ValueError, match="nan"):
+        pair_accuracy(path, [("a", "b")], {"STM": [float("nan")]}, "")
+    with pytest.raises(ValueError, match="got 0 and 1"):
+        pair_accuracy(path, [], {"STM": []}, "")
+    with pytest.raises(ValueError, match="one row"):
+        frame_strip(path, [])
+    with pytest.raises(ValueError, match=r"clip: .*\(3, 4, 4\)"):
+        frame_strip(path, [("clip", np.zeros((3, 4, 4), np.uint8))])
+    with pytest.raises(ValueError, match="bmpx"):
+        pair_accuracy(path.with_suffix(".bmpx"), [("a", "b")], {"STM": [100]}, "")
+    assert not list(tmp_path.iterdir())

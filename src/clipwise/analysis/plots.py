@@ -6,7 +6,6 @@ told apart by the colour-blind. The file's ending gives the format: .png, .svg, 
 
 import io
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,18 +40,18 @@ def confusion_matrix(
         raise ValueError("confusion counts videos: finite, none negative")
     from matplotlib.patches import Rectangle
 
-    names = [_shortened(name, 44) for name in classes]
     videos = counts.sum(1, keepdims=True)
     shares = 100 * np.divide(counts, videos, out=np.zeros_like(counts), where=videos > 0)
 
     # Inches. A cell never gets smaller than a line of its name in 5 points.
     cell = float(np.clip(6.5 / number, 0.085, 0.8))
     font = float(np.clip(cell * 72 * 0.75, 5, 10))
+    names = [_shortened(name, int(3.3 * 72 / (font * 0.56))) for name in classes]
     margin = 0.35 + max(map(len, names)) * font * 0.56 / 72
     side = cell * number
     right, top = 0.9, 0.55
     bottom = margin
-    width, height = max(margin + side + right, 4.0), top + side + bottom
+    width, height = max(margin + side + right, 4.5), top + side + bottom
     figure = _figure(width, height)
     axes = figure.add_axes((margin / width, bottom / height, side / width, side / height))
 
@@ -99,7 +98,7 @@ def confusion_matrix(
     bar.tick_params(labelsize=8, length=2, colors=_QUIET)
     bar.set_ylabel("% of the class's videos", fontsize=8, color=_QUIET)
     bar.spines[:].set_visible(False)
-    figure.text(margin / width, 1 - 0.2 / height, title, fontsize=12, color=_INK, va="top", weight="bold")
+    _title(figure, title)
     _save(figure, path)
 
 
@@ -119,7 +118,8 @@ def pair_accuracy(
     """
     if not pairs or not 1 <= len(results) <= len(_COLOURS):
         raise ValueError(
-            f"at least one pair and 1 to {len(_COLOURS)} networks can be drawn; got {len(pairs)} and {len(results)}"
+            f"at least one pair and 1 to {len(_COLOURS)} networks can be drawn; "
+            f"got {len(pairs)} and {len(results)}"
         )
     for network, accuracies in results.items():
         if len(accuracies) != len(pairs) or not all(0 <= accuracy <= 100 for accuracy in accuracies):
@@ -127,8 +127,7 @@ def pair_accuracy(
                 f"{network} needs {len(pairs)} accuracies, one per pair, in 0 to 100; got {list(accuracies)}"
             )
 
-    labels = [" / ".join(name.replace("_", " ") for name in pair) for pair in pairs]
-    labels = ["\n".join(textwrap.wrap(label, 34)) for label in labels]
+    labels = [_pair_label(*(name.replace("_", " ") for name in pair)) for pair in pairs]
     thickness = 0.8 / len(results)
     # One row for each pair and, a little apart, one for the means.
     rows = np.append(np.arange(len(pairs), dtype=float), len(pairs) + 0.25)
@@ -160,7 +159,7 @@ def pair_accuracy(
     axes.xaxis.grid(True, color="#E6E6E6")
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    figure.text(0.25 / width, 1 - 0.2 / height, title, fontsize=13, weight="bold", color=_INK, va="top")
+    _title(figure, title)
     figure.legend(
         loc="upper left",
         bbox_to_anchor=(2.66 / width, 1 - 0.42 / height),
@@ -185,7 +184,8 @@ def frame_strip(path: str | os.PathLike[str], rows: Sequence[tuple[str, NDArray[
     for label, frames in rows:
         if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or frames.dtype != np.uint8:
             raise ValueError(
-                f"{label}: frames must be (T, H, W, 3) uint8, none of them 0; got {frames.shape} {frames.dtype}"
+                f"{label}: frames must be (T, H, W, 3) uint8, none of them 0; "
+                f"got {frames.shape} {frames.dtype}"
             )
     # Inches. The longest row is as wide as a README, unless that would make its frames too high.
     gap, heading, edge = 0.04, 0.26, 0.12
@@ -215,6 +215,18 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor="white")
+
+
+def _title(figure: "Figure", title: str) -> None:
+    """Write the title along the upper edge, smaller where it would not fit."""
+    width, height = figure.get_size_inches()
+    size = min(13.0, (width - 0.4) * 72 / (0.68 * max(len(title), 1)))
+    figure.text(0.2 / width, 1 - 0.2 / height, title, fontsize=size, weight="bold", color=_INK, va="top")
+
+
+def _pair_label(one: str, other: str) -> str:
+    label = f"{one} / {other}"
+    return label if len(label) <= 34 else f"{_shortened(one, 32)} /\n{_shortened(other, 34)}"
 
 
 def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:

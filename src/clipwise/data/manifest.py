@@ -3,9 +3,10 @@
 A manifest is read from any of three places:
 
 CSV          columns ``path`` (relative to the CSV, or absolute) and ``label`` (or ``class``: the class name);
-             optional ``start`` and ``end`` (seconds), ``fps`` (of a frame folder) and ``split``; others are ignored.
-folder       ``<folder>/<class>/<video>``, or ``<folder>/<train|val|test>/<class>/<video>``, where a video is a
-             video file or a folder of nothing but JPEG frames. The split's folder may also be called
+             optional ``start`` and ``end`` (seconds), ``fps`` (of a frame folder), ``split``; others are
+             ignored.
+folder       ``<folder>/<class>/<video>``, or ``<folder>/<train|val|test>/<class>/<video>``; a video is a
+             video file or a folder of nothing but JPEG frames. A split's folder may also be called
              ``training``, ``valid``, ``validation`` or ``testing``.
 ``*.pack``   the single file of decoded frames that ``clipwise data pack`` writes.
 
@@ -57,7 +58,7 @@ class Item:
 
     path: absolute; inside a pack, the pack's own path and then the name.
     label: index into the manifest's classes.
-    start, end: the segment in seconds, None where it begins or ends with the video. A pack's frames are cut already.
+    start, end: the segment in seconds, None where it begins or ends with the video. A pack is cut already.
     name: the path as the manifest writes it; names the video wherever the data lies.
     """
 
@@ -197,7 +198,7 @@ class Manifest:
         return hashlib.sha256("\n".join(self.classes).encode()).hexdigest()
 
     def select(self, split: str) -> Manifest:
-        """The rows of one split, with the same class list. Raises ValueError for a split that does not occur."""
+        """The rows of one split, with the same class list. Raises ValueError for an unknown split."""
         chosen = self._columns["split"] == split.encode()
         if not split or not chosen.any():
             there = ", ".join(self.splits)
@@ -212,8 +213,13 @@ class Manifest:
         columns = {key: column[chosen] for key, column in self._columns.items()}
         return Manifest(self.source, self.root, self.classes, columns, self.ignored, self._pack)
 
+    def with_splits(self, splits: Sequence[str]) -> Manifest:
+        """The same rows, each in the split that stands at its place in ``splits``."""
+        columns = {**self._columns, "split": np.array([split.encode() for split in splits])}
+        return Manifest(self.source, self.root, self.classes, columns, self.ignored, self._pack)
+
     def open(self, index: int) -> Frames:
-        """The frames of item ``index``, cut to its start and end. Raises DecodeError for an unreadable video."""
+        """The frames of item ``index``, cut to its segment. Raises DecodeError for an unreadable video."""
         item = self[index]
         if self._pack is not None:
             return self._pack.frames(int(self._columns["row"][index]), item.path, item.fps)
@@ -227,8 +233,8 @@ class Manifest:
         if len(present) < minimum:
             names = ", ".join(repr(self.classes[label]) for label in present)
             raise ValueError(
-                f"{self.source}: training needs videos of at least {minimum} classes, got {len(present)} ({names}); "
-                f"label more videos, or give a folder {_LAYOUT}"
+                f"{self.source}: training needs videos of at least {minimum} classes, "
+                f"got {len(present)} ({names}); label more videos, or give a folder {_LAYOUT}"
             )
 
     def check_files(self) -> None:
@@ -247,8 +253,8 @@ class Manifest:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes a CSV that ``read`` gives back, with paths relative to it where possible.
 
-        The class list goes to ``classes.txt`` beside it if the rows alone do not give it. Raises ValueError for a
-        pack, for a folder whose ``classes.txt`` is another list, and where nothing can be written.
+        The class list goes to ``classes.txt`` beside it if the rows alone do not give it. Raises ValueError
+        for a pack, for a folder whose ``classes.txt`` is another list, and where nothing can be written.
         """
         target = Path(os.path.abspath(path))
         if self._pack is not None:
@@ -270,7 +276,7 @@ class Manifest:
             writer.writerow(["path", "label", *optional])
             for item, label in zip(self, self.labels, strict=True):
                 cells = [getattr(item, key) for key in optional]
-                writer.writerow([_relative(item.path, target.parent), self.classes[label], *cells])
+                writer.writerow([_relative(item, target.parent), self.classes[label], *cells])
 
         _write_whole(target, write_rows)
 
@@ -314,7 +320,7 @@ def _read_csv(path: Path) -> list[_Row]:
         where = f"{path}, line {line}"
         if len(cells) != len(header):
             raise ValueError(
-                f"{where}: {len(cells)} fields where the header has {len(header)}; quote a field that holds a comma"
+                f"{where}: {len(cells)} fields, but {len(header)} columns; quote a field that holds a comma"
             )
         values = dict(zip(header, cells, strict=True))
         name, class_name = values["path"], values[label].strip()
@@ -449,7 +455,7 @@ def _refuse_duplicates(rows: Sequence[_Row]) -> None:
         known = first.setdefault((os.path.normpath(row.name), str(row.start), str(row.end)), row)
         if known is not row:
             raise ValueError(
-                f"{row.where}: {row.name!r} is listed twice (first: {known.where}); keep one of the rows, or give "
+                f"{row.where}: {row.name!r} is listed twice (first: {known.where}); keep one row, or give "
                 "their segments different start and end"
             )
 
@@ -460,20 +466,21 @@ def _indices(rows: Sequence[_Row], classes: tuple[str, ...]) -> NDArray[np.int64
         if row.label not in index:
             close = difflib.get_close_matches(row.label, classes, n=3)
             hint = (
-                f"did you mean {' or '.join(map(repr, close))}?"
-                if close
-                else f"it begins {', '.join(classes[:5])}"
+                f"did you mean {' or '.join(map(repr, close))}?" if close else f"{', '.join(classes[:5])} …"
             )
             raise ValueError(
-                f"{row.where}: label {row.label!r} is not in the list of {len(classes)} classes; {hint} "
-                "Correct the label, or give a class list that has it"
+                f"{row.where}: label {row.label!r} is not in the list of {len(classes)} classes ({hint}); "
+                "correct it, or give a class list that has it"
             )
     return np.array([index[row.label] for row in rows], dtype=np.int64)
 
 
-def _relative(path: str, folder: Path) -> str:
+def _relative(item: Item, folder: Path) -> str:
+    path = item.path
     if PurePath(path).is_relative_to(folder):
         return PurePath(path).relative_to(folder).as_posix()
+    if os.path.isabs(item.name):
+        return path
     try:
         # A link's ".." is its target's parent.
         return PurePath(os.path.relpath(path, os.path.realpath(folder))).as_posix()

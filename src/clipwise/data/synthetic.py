@@ -142,7 +142,8 @@ def _pattern(x: Array, y: Array, rng: np.random.Generator, period: float, pixel:
         wave = (np.sin(u) + np.sin(v) - 0.9) * sharpness
     else:
         wave = 0.5 * np.sin(u + 1.5 * np.sin(0.5 * v)) + 0.5 * np.sin(0.6 * v)
-    return np.clip(0.5 + 0.5 * wave, 0.0, 1.0).astype(np.float32)
+    mask: Array = np.clip(0.5 + 0.5 * wave, 0.0, 1.0).astype(np.float32)
+    return mask
 
 
 def _mix(mask: Array, first: Array, second: Array) -> Array:
@@ -222,7 +223,7 @@ def _opens(scene: _Scene) -> None:
     canvas, rng = scene.canvas, scene.rng
     angle = float(rng.choice((0.0, np.pi / 2))) + rng.uniform(-0.15, 0.15)
     middle_x, middle_y = rng.uniform(-0.2, 0.2, 2)
-    half_width, half_height = rng.uniform(0.55, 0.75, 2)
+    half_width, half_height = rng.uniform(0.62, 0.8, 2)
     x, y = canvas.local(middle_x, middle_y, angle)
     frame = _colour(rng, scene.ground)
     inside = _colour(rng, frame)
@@ -234,7 +235,7 @@ def _opens(scene: _Scene) -> None:
         _shape(str(rng.choice(SHAPES)), x, y, 0.6 * min(half_width, half_height)), _colour(rng, inside)
     )
     # Two leaves part in the middle and slide into the wall, so they are seen only within the opening.
-    gap = scene.between(0.02, 0.85 * half_width)
+    gap = scene.between(0.0, 0.92 * half_width)
     leaves = np.maximum(opening, gap - np.abs(x))
     canvas.lay(leaves, 0.5 * leaf)
     mask = _pattern(np.abs(x) - gap, y, rng, rng.uniform(0.25, 0.6), canvas.pixel)

@@ -58,7 +58,7 @@ class VideoMetrics:
 
 
 def mean_softmax(logits: Tensor) -> Tensor:
-    """(…,views,C) logits → (…,C) scores: the mean over the views of each view's softmax, in float32 or better.
+    """(…,views,C) logits → (…,C) scores: the mean over the views of each view's softmax, at least float32.
 
     Raises ValueError for fewer than two dimensions, no view, or logits that are not finite.
     """
@@ -143,5 +143,5 @@ def _not_finite(name: str, values: Tensor) -> str:
     first = tuple(bad.nonzero()[0].tolist())
     return (
         f"{name} must be finite; {int(bad.sum())} of {values.numel()} are not, the first at {first}: "
-        f"{values[first].item()}. A network that was trained in too low a precision, or diverged, gives such values"
+        f"{values[first].item()}. Networks that have diverged give such values"
     )

@@ -1,0 +1,165 @@
+"""The folder that a network lives in: weights, class list, preprocessing and testing protocol.
+
+``model.json`` says which network it is and how its input is made; ``best.safetensors`` and ``last.safetensors`` hold
+weights. A training run's folder is such a folder, with the run's account beside these files.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from clipwise.config import ModelConfig, ViewsConfig
+from clipwise.models.registry import create_model
+from clipwise.models.resnet import ResNet
+from clipwise.models.weights import read_state_dict
+
+__all__ = ["Checkpoint", "class_list_hash", "read_checkpoint", "versions", "write_card", "write_weights", "written_whole"]
+
+CARD = "model.json"
+_FORMAT = 1
+
+
+def class_list_hash(classes: Sequence[str]) -> str:
+    """SHA-256 of the class names in their order."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and all that is needed to use it."""
+
+    model: ResNet
+    """In evaluation mode, fp32, on the CPU."""
+    config: ModelConfig
+    classes: tuple[str, ...]
+    views: ViewsConfig
+    weights: Path
+    weights_sha256: str
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("clipwise", "torch", "numpy", "av", "pytorch-lightning", "safetensors", "kornia", "torchmetrics"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Write to a file beside ``path`` that takes its place at the end, so that none is ever found half-written."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)  # mkstemp's 0600 is for secrets
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_card(folder: Path, config: ModelConfig, classes: Sequence[str], views: ViewsConfig) -> None:
+    """Write ``model.json``."""
+    card = {
+        "format": _FORMAT,
+        "model": {
+            "name": config.name,
+            "num_frames": config.num_frames,
+            "num_classes": len(classes),
+            "options": config.options,
+        },
+        "classes": list(classes),
+        "classes_sha256": class_list_hash(classes),
+        "views": dataclasses.asdict(views),
+    }
+    with written_whole(folder / CARD) as partial:
+        partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_weights(model: nn.Module, path: Path) -> None:
+    """Write a network's tensors as safetensors."""
+    tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
+    with written_whole(path) as partial:
+        save_file(tensors, partial)
+
+
+def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best") -> Checkpoint:
+    """Read a folder written by ``clipwise train``, or one of its weight files.
+
+    Args:
+        path: the folder, or a ``.safetensors`` file inside it.
+        which: the weights to take from a folder; ``last`` where there is no ``best`` (a run without validation).
+
+    Raises:
+        ValueError: if it is no such folder, was written by a newer version, or its parts do not belong together.
+    """
+    path = Path(path)
+    folder, weights = (path, None) if path.is_dir() else (path.parent, path)
+    card_file = folder / CARD
+    if not card_file.is_file():
+        what = "no such file or folder" if not path.exists() else f"holds no {CARD}"
+        raise ValueError(f"{path}: {what}; give a folder that `clipwise train` wrote, or a weight file inside one")
+    try:
+        card: dict[str, Any] = json.loads(card_file.read_text(encoding="utf-8"))
+        version = card["format"]
+        classes = tuple(card["classes"])
+        config = ModelConfig(
+            name=card["model"]["name"],
+            num_frames=card["model"]["num_frames"],
+            weights=None,
+            options=card["model"]["options"],
+        )
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in card["views"].items()}
+        views = ViewsConfig(**fields)
+        digest = card["classes_sha256"]
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{card_file}: damaged or not written by clipwise ({error!r})") from error
+    if version != _FORMAT:
+        raise ValueError(f"{card_file}: format {version}, this version reads {_FORMAT}; update clipwise")
+    if digest != class_list_hash(classes):
+        raise ValueError(f"{card_file}: the class list was changed after training; restore it")
+    if weights is None:
+        weights = folder / f"{which}.safetensors"
+        if which == "best" and not weights.is_file():
+            weights = folder / "last.safetensors"
+        if not weights.is_file():
+            raise ValueError(f"{folder}: no weights yet; the run stopped before its first epoch ended")
+    model = create_model(config.name, num_classes=len(classes), num_frames=config.num_frames, **config.options)
+    state = read_state_dict(weights)
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    foreign = sorted(set(state) - set(own))
+    reshaped = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
+    if missing or foreign or reshaped:
+        raise ValueError(
+            f"{weights}: not the weights of the {config.name} that {card_file} describes: {len(missing)} tensors are "
+            f"missing, {len(foreign)} are not its own, {len(reshaped)} have another shape "
+            f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {CARD} of one run together"
+        )
+    model.load_state_dict(state)
+    with weights.open("rb") as stream:
+        weights_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Checkpoint(model.eval(), config, classes, views, weights, weights_sha256)
+
+
+def command_line() -> str:
+    """The command as the user gave it, without the machine's path to it."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

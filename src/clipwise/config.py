@@ -1,0 +1,303 @@
+"""The typed configuration, defined once: a YAML recipe fills it, the command line overrides with ``--set``.
+
+The classes are plain dataclasses, so that training and evaluation need nothing more; pydantic checks what comes
+from a file or a command line (:func:`load_config`).
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = [
+    "AugmentationConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "TrainingConfig",
+    "ViewsConfig",
+    "config_from_mapping",
+    "load_config",
+    "recipe_names",
+]
+
+_STRICT = {"extra": "forbid"}
+
+
+def _at_least(section: object, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum:g}, got {value}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str = "stm_resnet50"
+    """One of ``clipwise models``."""
+    num_frames: int = 8
+    """T, frames a clip."""
+    weights: str | None = "imagenet"
+    """Where it starts: ``imagenet``, the path of a weight file, or null for random."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keywords of ``create_model``: dropout, stages, placement, caffe_stride, base_width, alpha …"""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_frames")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how frames are drawn from it in training."""
+
+    __pydantic_config__ = _STRICT
+
+    train_split: str = "train"
+    """The manifest's split to train on."""
+    validation_split: str = "val"
+    """The manifest's split to validate on."""
+    holdout: float = 0.2
+    """Where the data has no splits: the share of each class that is held out for validation, by ``training.seed``."""
+    sampling: Literal["segments", "tsm", "dense"] = "segments"
+    """Training frames: a random one of each segment, TSM's formula for that, or consecutive frames with a stride."""
+    stride: int = 8
+    """Frames from one to the next in dense sampling."""
+    short: Literal["wrap", "repeat"] = "wrap"
+    """What dense sampling does with a video shorter than its window."""
+    workers: int = 2
+    """Loader processes."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "stride")
+        _at_least(self, 0, "workers")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How training clips are cropped and changed. The first three concern the crop, which is cut in the worker."""
+
+    __pydantic_config__ = _STRICT
+
+    position: Literal["corner", "centre", "anywhere"] = "corner"
+    """Where a crop may lie: the thirteen positions of multi-scale corner crops, the centre, or anywhere."""
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Sides of the crop, as shares of the short side."""
+    max_distort: int = 1
+    """How far apart in ``scales`` height and width may be; 0 keeps the crop square."""
+    flip: bool = True
+    """Mirror half of the clips; a class named left or right changes into its partner, or is never mirrored."""
+    brightness: float = 0.0
+    """Strength of the jitter, drawn once a clip, as for the next three."""
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    greyscale: float = 0.0
+    """Probability that a clip becomes grey."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "max_distort", "brightness", "contrast", "saturation", "hue", "greyscale")
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"scales must lie in (0, 1], got {self.scales}")
+        if self.hue > 0.5 or self.greyscale > 1:
+            raise ValueError(f"hue is at most 0.5 and greyscale at most 1, got {self.hue} and {self.greyscale}")
+
+    @property
+    def changes_colour(self) -> bool:
+        """Whether anything happens to the pixels' values."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.greyscale))
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """The views of a video in testing: clips × crops, their softmax averaged. It travels with the weights."""
+
+    __pydantic_config__ = _STRICT
+
+    size: int = 224
+    """Pixels of a side of the network's input, in training too."""
+    crop_ratio: float = 0.875
+    """Side of the centre crop as a share of the short side: 0.875 is 224 of 256."""
+    clips: int = 1
+    """Clips a video."""
+    sampling: Literal["middle", "two_clips", "uniform", "random", "dense"] = "middle"
+    """Where the clips lie (1 for ``middle``, 2 for ``two_clips``)."""
+    stride: int = 8
+    """Frames from one to the next in dense sampling."""
+    crops: Literal[1, 3] = 1
+    """1: the centre. 3: along the longer side, each as high as the short side."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of red, green and blue in [0, 1], subtracted."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divided by."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "clips", "stride")
+        if self.size < 32:
+            raise ValueError(f"size must be at least 32 pixels, for the network halves it five times; got {self.size}")
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"crop_ratio must lie in (0, 1], got {self.crop_ratio}")
+        fixed = {"middle": 1, "two_clips": 2}.get(self.sampling)
+        if fixed is not None and self.clips != fixed:
+            raise ValueError(f"sampling {self.sampling!r} has {fixed} clips, got clips={self.clips}")
+        if not all(value > 0 for value in self.std):
+            raise ValueError(f"std must be positive, got {self.std}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """SGD and its schedule."""
+
+    __pydantic_config__ = _STRICT
+
+    epochs: int = 50
+    batch_size: int = 32
+    """Clips a step."""
+    lr: float = 0.01
+    """Learning rate at ``reference_batch`` clips a step; the one in force is lr · batch_size / reference_batch."""
+    reference_batch: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["steps", "cosine"] = "steps"
+    milestones: tuple[int, ...] = (30, 40, 45)
+    """Epochs at which the rate falls to a tenth (``steps``)."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the rate rises from 0."""
+    gradient_clip: float | None = 20.0
+    """Largest norm of the gradient, null for none."""
+    balanced: bool = False
+    """Draw classes with equal probability, with replacement."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 is autocast: weights stay fp32."""
+    best_by: Literal["top1", "mean_class_accuracy"] = "top1"
+    """The validation figure that picks ``best.safetensors``."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "epochs", "batch_size", "reference_batch")
+        _at_least(self, 0, "lr", "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed")
+
+    @property
+    def effective_lr(self) -> float:
+        """The learning rate in force at this batch size."""
+        return self.lr * self.batch_size / self.reference_batch
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole experiment. Which data it runs on, and where the run is kept, are arguments beside it."""
+
+    __pydantic_config__ = _STRICT
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON and YAML hold them."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the values, the same however the recipe was written."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("clipwise") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply overrides such as ``training.lr=0.02``.
+
+    Args:
+        recipe: a name of :func:`recipe_names`, the path of a YAML file, or None for the defaults.
+        overrides: ``section.field=value``, the value in YAML.
+
+    Raises:
+        ValueError: for a recipe, field or value that does not exist or fit; the message names each.
+    """
+    values = _read_recipe(recipe) if recipe is not None else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return config_from_mapping(values, source=str(recipe) if recipe is not None else "the command line")
+
+
+def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:
+    """Check plain values and make them a :class:`Config`; ``source`` is named in messages.
+
+    Raises:
+        ValueError: naming each field that is unknown or does not fit.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            where = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                lines.append(f"{where}: there is no such field{_fields_of(problem['loc'])}")
+            else:
+                message = problem["msg"].removeprefix("Value error, ")
+                lines.append(f"{where}: {message}" + ("" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"))
+        raise ValueError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _fields_of(location: tuple[int | str, ...]) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        named = {entry.name: entry.type for entry in dataclasses.fields(section)}
+        section = named.get(str(part))
+        if not dataclasses.is_dataclass(section):
+            return ""
+    return f"; there are {', '.join(entry.name for entry in dataclasses.fields(section))}"
+
+
+def _read_recipe(recipe: str | Path) -> dict[str, Any]:
+    import yaml
+
+    path = Path(recipe)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif str(recipe) in recipe_names():
+        text = (resources.files("clipwise") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{recipe}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{recipe}: a recipe is a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    import yaml
+
+    name, equals, text = override.partition("=")
+    if not equals or "." not in name:
+        raise ValueError(f"--set takes section.field=value, such as training.lr=0.02; got {override!r}")
+    *sections, last = name.strip().split(".")
+    inner = values
+    for section in sections:
+        inner = inner.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"--set {override}: {section} is a value, not a section")
+    inner[last] = yaml.safe_load(text)

@@ -1,0 +1,224 @@
+"""Clips for training and views for testing: a manifest's videos, sampled, cropped and resized, still uint8.
+
+Every random choice follows from (seed, draw), where draw is the clip's place in the whole run: neither the number of
+workers nor an interruption changes what a training step sees.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from clipwise.config import AugmentationConfig, DataConfig, ViewsConfig
+from clipwise.data import sampling
+from clipwise.data.decode import DecodeError, Frames
+from clipwise.data.manifest import Manifest
+from clipwise.data.transforms import crop_resize, evaluation_boxes, flip, mirror_labels, train_box
+
+__all__ = ["Draw", "DrawSampler", "Failure", "TestViews", "TrainingClips", "collate", "read_views"]
+
+
+class Draw(NamedTuple):
+    """What a training clip is made from."""
+
+    index: int
+    """Of the video in the manifest."""
+    number: int
+    """The clip's place in the run, from 0."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be read."""
+
+    path: str
+    reason: str
+
+
+class DrawSampler(Sampler[list[Draw]]):
+    """The batches of a run from step ``start`` to its end.
+
+    An epoch is every video once in random order, or, when balanced, as many steps of full batches whose classes are
+    drawn with equal probability and whose videos are drawn with replacement. What epoch e holds follows from
+    (seed, e) alone.
+
+    Args:
+        labels: (V,) class index of each video.
+        batch_size, epochs, balanced, seed: as in the configuration.
+        start: the first step to yield.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        *,
+        batch_size: int,
+        epochs: int,
+        balanced: bool,
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        self.labels = labels
+        self.batch_size = batch_size
+        self.balanced = balanced
+        self.seed = seed
+        self.start = start
+        self.steps_per_epoch = -(-len(labels) // batch_size)
+        self.steps = epochs * self.steps_per_epoch
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order: NDArray[np.int64] | None = None
+        for step in range(self.start, self.steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if order is None or position == 0:
+                order = self._order(epoch)
+            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [Draw(int(index), step * self.batch_size + place) for place, index in enumerate(batch)]
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng([self.seed, epoch])
+        if not self.balanced:
+            return rng.permutation(len(self.labels))
+        counts = np.bincount(self.labels)
+        weight = 1 / counts[self.labels]
+        size = self.steps_per_epoch * self.batch_size
+        return rng.choice(len(self.labels), size=size, p=weight / weight.sum())
+
+
+class TrainingClips(Dataset[dict[str, Any] | Failure]):
+    """Training clips, each asked for by its :class:`Draw`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        num_frames: int,
+        size: int,
+        data: DataConfig,
+        augmentation: AugmentationConfig,
+        seed: int,
+    ) -> None:
+        self.manifest = manifest
+        self.size = size
+        self.augmentation = augmentation
+        self.seed = seed
+        self.mirrored = mirror_labels(manifest.classes) if augmentation.flip else None
+        if data.sampling == "dense":
+            self.sample = partial(
+                sampling.dense_train, num_segments=num_frames, stride=data.stride, short=data.short
+            )
+        elif data.sampling == "tsm":
+            self.sample = partial(sampling.segments_train_tsm, num_segments=num_frames)
+        else:
+            self.sample = partial(sampling.segments_train, num_segments=num_frames)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any] | Failure:
+        """``clip`` uint8 (T, 3, size, size), ``label``, ``index`` and ``available``, the video's frames; or why not."""
+        rng = np.random.default_rng([self.seed, 1, draw.number])
+        label = int(self.manifest.labels[draw.index])
+        try:
+            with self.manifest.open(draw.index) as frames:
+                available = frames.num_frames
+                pictures = frames.read(self.sample(available, rng=rng))
+        except DecodeError as error:
+            return Failure(error.path, error.reason)
+        height, width = pictures.shape[1:3]
+        box = train_box(
+            height,
+            width,
+            rng,
+            position=self.augmentation.position,
+            scales=self.augmentation.scales,
+            max_distort=self.augmentation.max_distort,
+        )
+        clip = crop_resize(pictures, box, self.size)
+        # Drawn whether or not the class may be mirrored, so that one class's names do not change another's clips.
+        mirror = rng.random() < 0.5
+        if mirror and self.mirrored is not None:
+            partner = self.mirrored[label]
+            if partner is not None:
+                clip, label = flip(clip), partner
+        return {"clip": clip, "label": label, "index": draw.index, "available": available}
+
+
+class TestViews(Dataset[dict[str, Any] | Failure]):
+    """The views of each video: clips × crops, clip by clip."""
+
+    __test__ = False  # no pytest class
+
+    def __init__(self, manifest: Manifest, *, num_frames: int, views: ViewsConfig) -> None:
+        self.manifest = manifest
+        self.num_frames = num_frames
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Failure:
+        """``clip`` uint8 (clips·crops, T, 3, size, size), ``label``, ``index`` and ``available``; or why not."""
+        try:
+            with self.manifest.open(index) as frames:
+                available = frames.num_frames
+                clips = read_views(frames, self.num_frames, self.views, identity=self.manifest[index].name)
+        except DecodeError as error:
+            return Failure(error.path, error.reason)
+        return {"clip": clips, "label": int(self.manifest.labels[index]), "index": index, "available": available}
+
+
+def read_views(frames: Frames, num_frames: int, views: ViewsConfig, *, identity: str) -> Tensor:
+    """The views of one video, uint8 (clips·crops, T, 3, size, size).
+
+    Args:
+        frames: the video.
+        num_frames: T.
+        views: the protocol.
+        identity: names the video; random clips follow from it, so that an evaluation repeats.
+
+    Raises:
+        DecodeError: if a frame cannot be had.
+    """
+    indices = _clip_indices(frames.num_frames, num_frames, views, identity)
+    # One call for all clips: overlapping clips share frames, and the reader passes through the video once.
+    pictures = frames.read(indices.ravel())
+    boxes = evaluation_boxes(*pictures.shape[1:3], crops=views.crops, ratio=views.crop_ratio)
+    clips = [
+        crop_resize(pictures[start : start + num_frames], box, views.size)
+        for start in range(0, len(pictures), num_frames)
+        for box in boxes
+    ]
+    return torch.stack(clips)
+
+
+def _clip_indices(available: int, num_frames: int, views: ViewsConfig, identity: str) -> NDArray[np.int64]:
+    if views.sampling == "middle":
+        return sampling.segments_middle(available, num_frames)[None]
+    if views.sampling == "two_clips":
+        return sampling.two_clips(available, num_frames)
+    if views.sampling == "uniform":
+        return sampling.uniform_clips(available, num_frames, views.clips)
+    if views.sampling == "random":
+        return sampling.random_clips(available, num_frames, views.clips, identity)
+    return sampling.dense_clips(available, num_frames, views.stride, views.clips)
+
+
+def collate(samples: Sequence[dict[str, Any] | Failure]) -> dict[str, Any]:
+    """Stack what was read; ``failures`` lists the rest. With nothing read, there is no ``clip``."""
+    batch: dict[str, Any] = {"failures": [sample for sample in samples if isinstance(sample, Failure)]}
+    read = [sample for sample in samples if not isinstance(sample, Failure)]
+    if read:
+        batch["clip"] = torch.stack([sample["clip"] for sample in read])
+        for key in ("label", "index", "available"):
+            batch[key] = torch.tensor([sample[key] for sample in read])
+    return batch

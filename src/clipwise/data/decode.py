@@ -1,0 +1,879 @@
+"""Frames by number, from video files, bytes, folders of JPEG frames and arrays.
+
+A video is read in two steps. First its packets are read without decoding (the *index*: when each frame is shown,
+and which packets are keyframes). Then only what the wanted frames need is decoded::
+
+    shown order   0  1  2  3  4  5  6  7  8  9 10 11 12 13        wanted: 2, 12
+    keyframe      K                          K                    (9 is the keyframe before 12)
+    decoded       x     W              .     x        W           start at 0, stop after 2; start at 9, stop after 12
+    skipped          s     s  s  s  s     s     s  s     s        frames that no other frame refers to
+
+* start at the last keyframe at or before a wanted frame, and start anew where the way to the next wanted frame passes
+  a keyframe;
+* tell the decoder to skip frames that no other refers to (``skip_frame = "NONREF"``), unless they are wanted;
+* stop at the last wanted frame, and convert to RGB only what is wanted.
+
+The result equals, bit for bit, that of decoding the whole file in order. Where a file does not allow a short cut (no
+reliable times, no real keyframes, a stream without an index) it is decoded in order, and never silently wrong:
+
+* AV1 skips nothing: its frames come out wrong otherwise;
+* MPEG-TS and MPEG-PS are never entered in the middle;
+* intra-refresh H.264 marks keyframes that are none: what comes first after a jump must be an intra frame, or the file
+  is decoded in order;
+* AVI stores no display times: with B-frames its frames are counted as the decoder gives them;
+* edit lists hide frames that must be decoded but do not count; the frame count in a header is never believed.
+
+PyAV is imported on first use, Pillow when a frame folder is read.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | np.ndarray[Any, Any]"
+"""What can be read: a path (video file or folder of frames), a video's bytes, a binary file object, or frames."""
+
+Frame_THWC: TypeAlias = NDArray[np.uint8]
+Int64: TypeAlias = NDArray[np.int64]
+
+# Codecs whose decoder leaves the other frames untouched when it skips those that nothing refers to (AV1 does not).
+_SKIPPABLE = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})
+# Codecs whose decoder says of a frame whether it is a keyframe, so that entering at one can be verified.
+_VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
+# Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by commas).
+_SEEKABLE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
+# Packets of files up to this size are kept after the index is built, so that the file is read only once.
+_KEEP_BYTES = 32 * 2**20
+
+
+class DecodeError(ValueError):
+    """A source of frames that cannot be read: ``path`` names it, ``reason`` says why and what to do about it."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class Frames(Protocol):
+    """What every source of frames offers; use it as a context manager, or call :meth:`close`.
+
+    ``path`` is a name for messages, ``num_frames`` the number of frames (of the segment, where one was asked for) and
+    ``fps`` frames per second, None where nobody knows.
+    """
+
+    path: str
+    num_frames: int
+    fps: float | None
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
+        """Frames ``indices`` (0-based, any order, repeats allowed) as uint8 RGB of shape (len(indices), H, W, 3).
+
+        Raises IndexError for an index outside ``[0, num_frames)``, DecodeError if a wanted frame cannot be had.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_frames(
+    source: Source, *, start: float | None = None, end: float | None = None, fps: float | None = None
+) -> Frames:
+    """Open a video file, a video's bytes, a file object, a folder of JPEG frames, or an array (T, H, W, 3) uint8.
+
+    ``start`` and ``end`` (seconds from the first frame; ``end`` exclusive, and allowed to lie past the last frame)
+    choose a segment: ``num_frames`` and the indices given to ``read`` then count from its first frame. ``fps`` states
+    the frame rate of a folder or an array, and is needed there when ``start`` or ``end`` is given; a video carries its
+    own times and does not use it.
+
+    Raises DecodeError if the source cannot be read or the segment is empty, TypeError for any other kind of source.
+    """
+    if isinstance(source, np.ndarray):
+        return ArrayFrames(source, start=start, end=end, fps=fps)
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+        return FrameFolder(source, start=start, end=end, fps=fps)
+    return VideoFile(source, start=start, end=end)
+
+
+class _Closing:
+    """The context-manager half of :class:`Frames`."""
+
+    def close(self) -> None:
+        """Give back what is held open; reading afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ArrayFrames(_Closing):
+    """Frames that are already decoded: a uint8 array of shape (T, H, W, 3), not copied."""
+
+    def __init__(
+        self,
+        array: NDArray[np.uint8],
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        fps: float | None = None,
+    ) -> None:
+        self.path = "<array>"
+        if array.ndim != 4 or array.shape[3] != 3:
+            raise ValueError(f"an array of frames has shape (T, H, W, 3), got {array.shape = }")
+        if array.dtype != np.uint8:
+            raise TypeError(
+                f"an array of frames is uint8 RGB, got {array.dtype = }; scale to 0–255 and convert"
+            )
+        if 0 in array.shape:
+            raise DecodeError(self.path, f"no frames in it, got {array.shape = }")
+        self.fps = _checked_fps(self.path, fps)
+        first, last = _even_segment(self.path, array.shape[0], self.fps, start, end)
+        self._array = array[first:last]
+        self.num_frames = last - first
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
+        """(len(indices), H, W, 3) uint8, a copy. Raises IndexError for an index outside ``[0, num_frames)``."""
+        frames: Frame_THWC = self._array[_checked_indices(self.path, indices, self.num_frames)]
+        return frames
+
+
+class FrameFolder(_Closing):
+    """A folder of numbered JPEG frames: ``img_00001.jpg``, ``000001.jpg``, ``frame7.jpeg`` …, in the order of the numbers.
+
+    The first number may be any; a gap after it is an error, for a missing frame shifts every later one. Optical-flow
+    images beside the frames (``flow_x_00001.jpg``) are left out.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        fps: float | None = None,
+    ) -> None:
+        self.path = os.fspath(folder)
+        self.fps = _checked_fps(self.path, fps)
+        files = _numbered_frames(self.path)
+        first, last = _even_segment(self.path, len(files), self.fps, start, end)
+        self._files = files[first:last]
+        self.num_frames = last - first
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
+        """(len(indices), H, W, 3) uint8. Raises DecodeError for an unreadable image or one of another size."""
+        wanted = _checked_indices(self.path, indices, self.num_frames)
+        unique, inverse = np.unique(wanted, return_inverse=True)
+        pictures = _Pictures(self.path, len(unique))
+        for slot, number in enumerate(unique):
+            pictures.put(slot, _read_jpeg(os.path.join(self.path, self._files[number])))
+        return pictures.arranged(inverse)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketIndex:
+    """What one pass over a file's packets tells: enough to read any frame later without that pass. Picklable.
+
+    ``pts`` holds the display time of every packet in file order (``time_base`` seconds each), ``keys`` the numbers of
+    the packets that are keyframes, ``frames`` the packet number of every shown frame in display order. Where the
+    times cannot be relied on (``counted``), ``frames`` is empty, and the n-th frame is the n-th the decoder gives.
+    """
+
+    codec: str
+    container: str
+    time_base: Fraction
+    rate: float | None
+    pts: Int64
+    keys: Int64
+    frames: Int64
+    num_frames: int
+    counted: bool
+
+    @property
+    def can_skip(self) -> bool:
+        return self.codec in _SKIPPABLE
+
+    @property
+    def can_seek(self) -> bool:
+        container = not _SEEKABLE.isdisjoint(self.container.split(","))
+        return container and self.codec in _VERIFIABLE and not self.counted
+
+    def seconds(self) -> NDArray[np.float64]:
+        """Time of each frame in seconds from the first, shape (num_frames,)."""
+        if self.counted:
+            return np.arange(self.num_frames) / (self.rate or 25.0)
+        shown = self.pts[self.frames]
+        seconds: NDArray[np.float64] = (shown - shown[0]) * float(self.time_base)
+        return seconds
+
+    def entry_points(self, frames: Int64) -> Int64:
+        """Packet numbers at which decoding must start to get ``frames``; same shape.
+
+        A keyframe serves the frames that follow it in the file *and* are shown after it: B-frames stored after a
+        keyframe but shown before it need the keyframe before.
+        """
+        packets = self.frames[frames]
+        key_pts = self.pts[self.keys]
+        which = np.searchsorted(self.keys, packets, side="right") - 1
+        late = (which >= 0) & (key_pts[which] > self.pts[packets])
+        while late.any():
+            which = which - late
+            late = (which >= 0) & (key_pts[which] > self.pts[packets])
+        return np.where(which >= 0, self.keys[which], 0)
+
+
+class VideoFile(_Closing):
+    """A video read by frame number, without decoding more than the wanted frames need (see the module's text).
+
+    ``source`` is a path, a video's bytes, or a binary file object (which stays open when this is closed). ``index``
+    may be one made earlier from the same file (``VideoFile(...).index``), which spares the pass over its packets.
+    ``threads`` is the decoder's; one is right for loader workers, of which there is one per core.
+
+    Raises DecodeError, with the reason, for a file that is missing, empty, no video, cut off before its index, or
+    without a video stream; and for a segment that is empty.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | BinaryIO,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        index: PacketIndex | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.path, self._source = _named_source(source)
+        self._threads = threads
+        self._container: Any = None
+        self._stream: Any = None
+        self._codec: Any = None
+        self._error: Any = None  # PyAV's base exception
+        self._reformatter: Any = None
+        self._fresh = True  # nothing demuxed from this container yet
+        self._used = False  # nothing decoded with this decoder yet
+        self._kept: list[Any] | None = None  # all packets, in file order, where they were few enough to keep
+        self._trust_keys = True
+        try:
+            self._open()
+            self.index = self._make_index() if index is None else index
+            self.fps = _frame_rate(self.index)
+            seconds, tick = self.index.seconds, float(self.index.time_base)
+            self._first, last = _segment(self.path, self.index.num_frames, seconds, tick, start, end)
+            self.num_frames = last - self._first
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
+        """(len(indices), H, W, 3) uint8 RGB, upright (the file's rotation applied).
+
+        Raises IndexError for an index outside ``[0, num_frames)``; DecodeError if a wanted frame cannot be decoded.
+        """
+        wanted = _checked_indices(self.path, indices, self.num_frames)
+        if self._container is None:
+            raise ValueError(f"{self.path}: read after close; open it again")
+        unique, inverse = np.unique(wanted, return_inverse=True)
+        pictures = _Pictures(self.path, len(unique))
+        numbers = unique + self._first
+        if self.index.counted:
+            missing = {int(number): slot for slot, number in enumerate(numbers)}
+            self._decode_counted(missing, pictures)
+        else:
+            missing = {int(pts): slot for slot, pts in enumerate(self.index.pts[self.index.frames[numbers]])}
+            self._decode_wanted(numbers, missing, pictures)
+        if missing:
+            number = int(unique[min(missing.values())])
+            raise DecodeError(
+                self.path,
+                f"frame {number} of {self.num_frames} cannot be decoded: the file is damaged or cut short there; "
+                "fetch or encode it again, or take it out of the manifest",
+            )
+        return pictures.arranged(inverse)
+
+    def close(self) -> None:
+        """Close the file; a file object that was handed in stays open."""
+        container, self._container, self._kept = self._container, None, None
+        self._stream = self._codec = None
+        if container is not None:
+            container.close()
+
+    # Opening
+
+    def _open(self) -> None:
+        av = _import_av()
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        if isinstance(self._source, str):
+            _check_file(self._source)
+            # The prefix keeps a colon in a file's name from being taken for a protocol's.
+            opened: Any = f"file:{self._source}"
+        else:
+            self._source.seek(0)
+            opened = self._source
+        try:
+            container = av.open(opened, mode="r", metadata_errors="ignore")
+        except (av.error.FFmpegError, OSError) as error:
+            raise DecodeError(self.path, _why_unreadable(self._source, error)) from error
+        self._container = container
+        # A cover picture in a sound file is a video stream to FFmpeg, not to us.
+        cover = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not streams:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise DecodeError(
+                self.path,
+                f"no video stream in it (it holds: {kinds}); give a file with pictures, or leave it out",
+            )
+        self._stream = streams[0]
+        self._codec = self._stream.codec_context
+        if self._codec is None:
+            raise DecodeError(
+                self.path, "PyAV has no decoder for its codec; re-encode it, for example to H.264"
+            )
+        self._codec.thread_count = self._threads
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._error = av.error.FFmpegError
+        self._fresh, self._used = True, False
+
+    def _make_index(self) -> PacketIndex:
+        """Read all packets, decode none (but for files whose frames can only be counted by decoding)."""
+        stream, codec = self._stream, self._codec.name
+        container = self._container.format.name
+        pts: list[int | None] = []
+        keys: list[int] = []
+        shown: list[int] = []
+        kept: list[Any] | None = []
+        size = 0
+        vops = _VopCounter(self._codec.extradata) if codec == "mpeg4" else None
+        for number, packet in enumerate(self._demux()):
+            pts.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(number)
+            hidden = packet.is_discard or (vops is not None and not vops.gives_frame(packet))
+            # VP8 stores pictures that are only referred to as packets of their own; a bit tells.
+            hidden = hidden or (codec == "vp8" and not memoryview(packet)[0] & 0x10)
+            if not hidden:
+                shown.append(number)
+            if kept is not None:
+                kept.append(packet)
+                size += packet.size
+                if size > _KEEP_BYTES:
+                    kept = None
+        self._kept = kept
+        if vops is not None and vops.after_empty and not self._codec.has_b_frames:
+            shown.append(len(pts) - 1)  # only at the very end does FFmpeg show the last picture again
+        if not shown:
+            raise DecodeError(
+                self.path, "no frames in it; the file is damaged or was cut short: fetch it again"
+            )
+        has_times = None not in pts
+        times = np.array([0 if time is None else time for time in pts], dtype=np.int64)
+        packets = np.array(shown, dtype=np.int64)
+        frames = packets[np.argsort(times[packets], kind="stable")]
+        # An AVI holds no display times: FFmpeg derives some, wrong where frames are reordered.
+        orderless = "avi" in container.split(",") and self._codec.has_b_frames
+        reliable = (
+            has_times
+            and not orderless
+            and len(np.unique(times)) == len(times)
+            and keys[:1] == [0]  # else the decoder drops the first frames, and how many only it knows
+            and times[packets].min() >= times[0]
+        )
+        num_frames = len(shown)
+        if not reliable:
+            frames = np.empty(0, dtype=np.int64)
+            if not (orderless and keys[:1] == [0]):
+                num_frames = self._count_by_decoding()
+        rate = stream.average_rate or stream.guessed_rate
+        return PacketIndex(
+            codec=codec,
+            container=container,
+            time_base=Fraction(stream.time_base or 1),
+            rate=float(rate) if rate else None,
+            pts=times,
+            keys=np.array(keys, dtype=np.int64),
+            frames=frames,
+            num_frames=num_frames,
+            counted=not reliable,
+        )
+
+    def _count_by_decoding(self) -> int:
+        """Number of frames, from decoding them all: only for streams whose packets do not tell."""
+        count = sum(1 for _ in self._decode_all())
+        if not count:
+            raise DecodeError(self.path, "not one frame of it can be decoded; fetch or encode it again")
+        return count
+
+    # Packets
+
+    def _demux(self) -> Iterator[Any]:
+        """Packets from where the container stands; a damaged end is an end."""
+        self._fresh = False
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:  # PyAV closes the stream with an empty packet
+                    yield packet
+        except (self._error, OSError):
+            return
+
+    def _packets_from(self, first: int) -> Iterator[Any]:
+        """Packets from number ``first`` on, for a decoder without memory; none if the container cannot get there."""
+        if self._kept is not None:
+            self._rewind()
+            return iter(self._kept[first:])
+        if first == 0:
+            if not self._fresh:
+                self._open()
+            return self._demux()
+        try:
+            self._container.seek(int(self.index.pts[first]), stream=self._stream)  # clears the decoder, too
+        except (self._error, OSError):
+            return iter(())
+        return self._demux_from(int(self.index.pts[first]))
+
+    def _demux_from(self, pts: int) -> Iterator[Any]:
+        packets = self._demux()
+        for packet in packets:
+            if packet.pts == pts:
+                yield packet
+                yield from packets
+            elif packet.pts is None or packet.pts > pts:  # landed behind it
+                return
+
+    # Decoding
+
+    def _decode_wanted(self, numbers: Int64, missing: dict[int, int], pictures: _Pictures) -> None:
+        """Decode frames ``numbers``, taking what is found out of ``missing`` (display time → slot in ``pictures``)."""
+        index = self.index
+        if index.can_seek and self._trust_keys:
+            groups: dict[int, set[int]] = {}
+            for pts, entry in zip(missing, index.entry_points(numbers).tolist(), strict=True):
+                groups.setdefault(entry, set()).add(pts)
+        else:
+            groups = {0: set(missing)}
+        for entry, group in groups.items():
+            if not self._decode_run(entry, group, missing, pictures):
+                self._trust_keys = False
+                break
+        if missing:  # no short cut led there: the slow way, once, before giving up
+            for frame in self._decode_all():
+                if frame.pts in missing:
+                    self._convert(frame, missing.pop(frame.pts), pictures)
+                    if not missing:
+                        return
+
+    def _decode_run(self, entry: int, group: set[int], missing: dict[int, int], pictures: _Pictures) -> bool:
+        """Decode from packet ``entry`` to the last frame of ``group``. False if ``entry`` is no real keyframe."""
+        packets = self._packets_from(entry)
+        codec, can_skip = self._codec, self.index.can_skip
+        entered = entry == 0  # whatever the file begins with is decoded the same in order
+        entry_pts = int(self.index.pts[entry])
+        codec.skip_frame = "DEFAULT"
+        skipping = False
+        waiting = len(group)
+        for packet in packets:
+            wanted = packet.pts in group
+            if can_skip and skipping is wanted:
+                skipping = not wanted
+                codec.skip_frame = "NONREF" if skipping else "DEFAULT"
+            waiting -= wanted
+            # With the last one in, what the decoder holds is drained rather than pushed out by more packets.
+            for frame in self._decode(packet, last=not waiting):
+                if not entered:
+                    if frame.pts is None or frame.pts < entry_pts:
+                        continue  # stored after the keyframe, shown before it: refers to what was not decoded
+                    if not (frame.key_frame and frame.pict_type == 1 and frame.pts == entry_pts):
+                        return False
+                    entered = True
+                if frame.pts in group and frame.pts in missing:
+                    self._convert(frame, missing.pop(frame.pts), pictures)
+            if not waiting:
+                break
+        return True
+
+    def _decode_counted(self, missing: dict[int, int], pictures: _Pictures) -> None:
+        """As :meth:`_decode_wanted`, where ``missing`` holds frame numbers: decode in order and count."""
+        for number, frame in enumerate(self._decode_all()):
+            if number in missing:
+                self._convert(frame, missing.pop(number), pictures)
+                if not missing:
+                    return
+
+    def _decode_all(self) -> Iterator[Any]:
+        """Every frame, in order, from a new decoder: what the short cuts must equal."""
+        if self._used:
+            self._open()
+        packets = self._packets_from(0)
+        self._codec.skip_frame = "DEFAULT"
+        for packet in packets:
+            yield from self._decode(packet)
+        yield from self._decode(None)
+
+    def _decode(self, packet: Any, *, last: bool = False) -> list[Any]:
+        """Frames that ``packet`` brings out of the decoder; none from a damaged one, whose neighbours may be fine."""
+        self._used = True
+        frames: list[Any] = []
+        for item in (packet, None) if last else (packet,):
+            try:
+                frames += self._codec.decode(item)
+            except self._error:
+                continue
+        return frames
+
+    def _rewind(self) -> None:
+        if self._used:
+            self._codec.flush_buffers()
+            self._used = False
+
+    def _convert(self, frame: Any, slot: int, pictures: _Pictures) -> None:
+        # One thread: for a picture of this size starting more costs several times the conversion.
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        except (self._error, ValueError) as error:
+            raise DecodeError(
+                self.path, f"its pixel format {frame.format.name!r} has no way to RGB"
+            ) from error
+        plane = rgb.planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
+        picture = rows[: rgb.height, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+        turns = (
+            round(frame.rotation / 90) % 4
+        )  # quarter turns, counter-clockwise, that set the picture upright
+        pictures.put(slot, np.rot90(picture, turns) if turns else picture)
+
+
+class _Pictures:
+    """Collects pictures of one size into one array."""
+
+    def __init__(self, path: str, count: int) -> None:
+        self._path, self._count = path, count
+        self._array: Frame_THWC | None = None
+
+    def put(self, slot: int, picture: NDArray[np.uint8]) -> None:
+        if self._array is None:
+            self._array = np.empty((self._count, *picture.shape), dtype=np.uint8)
+        if picture.shape != self._array.shape[1:]:
+            (height, width), (before, across) = picture.shape[:2], self._array.shape[1:3]
+            raise DecodeError(
+                self._path,
+                f"its frames change size, from {across}×{before} to {width}×{height}; re-encode it to one size",
+            )
+        self._array[slot] = picture
+
+    def arranged(self, inverse: NDArray[np.integer[Any]]) -> Frame_THWC:
+        """The pictures in the order asked for, repeats included."""
+        assert self._array is not None
+        if np.array_equal(inverse, np.arange(self._count)):
+            return self._array
+        arranged: Frame_THWC = self._array[inverse]
+        return arranged
+
+
+class _VopCounter:
+    """Tells which MPEG-4 Part 2 packets give a frame.
+
+    Old encoders write two pictures into one packet and, in the next, a placeholder (a picture "not coded") that lets
+    the decoder hand out the second; elsewhere "not coded" means "show the last one again", which FFmpeg does not.
+    One-byte packets stand for nothing.
+    """
+
+    _VOP = b"\x00\x00\x01\xb6"
+    _LONGEST_EMPTY_VOP = 19  # bytes, as in FFmpeg's own test
+
+    def __init__(self, extradata: bytes | None) -> None:
+        self._time_bits = _vop_time_bits(extradata or b"")
+        self._pending = False  # the decoder holds a second picture
+        self.after_empty = False  # the last packet was a picture "not coded" that gave no frame
+
+    def gives_frame(self, packet: Any) -> bool:
+        data = bytes(packet)
+        if self._time_bits is None:
+            self._time_bits = _vop_time_bits(data)
+        start = data.find(self._VOP)
+        self.after_empty = False
+        if start < 0:
+            return False
+        if len(data) <= self._LONGEST_EMPTY_VOP and not self._is_coded(data[start + 4 :]):
+            gives, self._pending = self._pending, False
+            self.after_empty = not gives
+            return gives
+        self._pending = data.find(self._VOP, start + 4) >= 0
+        return True
+
+    def _is_coded(self, vop: bytes) -> bool:
+        if self._time_bits is None:
+            return True
+        bits = "".join(f"{byte:08b}" for byte in vop)
+        seconds_end = bits.find("0", 2)  # two bits of picture type, then one "1" for each full second
+        position = seconds_end + 1 + 1 + self._time_bits + 1
+        return seconds_end < 0 or position >= len(bits) or bits[position] == "1"
+
+
+def _vop_time_bits(data: bytes) -> int | None:
+    """Width of a picture's time field, from the video-object-layer header (ISO/IEC 14496-2, 6.2.3), None if absent."""
+    match = re.search(rb"\x00\x00\x01[\x20-\x2f]", data)
+    if match is None:
+        return None
+    bits = "".join(f"{byte:08b}" for byte in data[match.end() : match.end() + 40])
+    position = 0
+
+    def take(count: int) -> int:
+        nonlocal position
+        value = int(bits[position : position + count] or "0", 2)
+        position += count
+        return value
+
+    take(1 + 8)  # random accessible, type
+    version = 1
+    if take(1):
+        version = take(4)
+        take(3)
+    if take(4) == 15:  # aspect ratio, written out
+        take(16)
+    if take(1):  # control parameters
+        take(2 + 1)
+        if take(1):
+            take(79)
+    if take(2) == 3 and version != 1:
+        take(4)
+    take(1)
+    return max(1, (take(16) - 1).bit_length())
+
+
+def _import_av() -> Any:
+    try:
+        import av
+        import av.error
+        import av.stream
+        import av.video.reformatter
+    except ImportError as error:
+        raise ImportError(
+            "reading video needs PyAV: pip install av (frame folders and packs do without)"
+        ) from error
+    return av
+
+
+def _named_source(source: object) -> tuple[str, str | BinaryIO]:
+    """A name for messages, and what to open."""
+    if isinstance(source, str | os.PathLike):
+        path = os.fsdecode(source)
+        return path, path
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "<bytes>", io.BytesIO(source)
+    if isinstance(source, io.TextIOBase):
+        raise TypeError(
+            'a text file object cannot be read as video; open the file in binary mode: open(path, "rb")'
+        )
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        path = name if isinstance(name, str) else "<file object>"
+        seekable = getattr(source, "seekable", None)
+        if seekable is None or not seekable():
+            return path, io.BytesIO(source.read())
+        return path, source  # type: ignore[return-value]
+    raise TypeError(
+        f"cannot read frames from a {type(source).__name__}; "
+        "give a path, bytes, a binary file object or a uint8 array of shape (T, H, W, 3)"
+    )
+
+
+def _check_file(path: str) -> None:
+    if not os.path.exists(path):
+        raise DecodeError(path, "no such file; check the path, and the folder a relative path starts from")
+    if os.path.isdir(path):
+        raise DecodeError(path, "is a folder, not a video; open_frames() reads folders of JPEG frames")
+    if not os.access(path, os.R_OK):
+        raise DecodeError(path, "permission denied; make the file readable")
+
+
+def _why_unreadable(source: str | BinaryIO, error: Exception) -> str:
+    """What is wrong with a file that FFmpeg will not open, in the words of somebody who wants to mend it."""
+    try:
+        if isinstance(source, str):
+            with open(source, "rb") as file:
+                return _diagnosis(file, error)
+        return _diagnosis(source, error)
+    except (OSError, ValueError) as second:
+        return f"cannot be read ({second})"
+
+
+def _diagnosis(file: BinaryIO, error: Exception) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(512)
+    if not size:
+        return "is empty (0 bytes); copy or download it again"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
+        return "is an HTML or XML page, not a video: the download gave an error page; download it again"
+    if head[4:8] == b"ftyp" and not _has_moov(file, size):
+        return (
+            "is an mp4 without its index (no 'moov' box): the recording or download broke off before it was written; "
+            "fetch it again"
+        )
+    return (
+        f"is not a video that FFmpeg can read, or its start is damaged ({_first_line(error)}); fetch it again"
+    )
+
+
+def _has_moov(file: BinaryIO, size: int) -> bool:
+    position = 0
+    while position + 8 <= size:
+        file.seek(position)
+        header = file.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if header[4:8] == b"moov":
+            return position + length <= size
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8:
+            return False
+        position += length
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).splitlines()[0] if text else type(error).__name__
+
+
+def _checked_indices(path: str, indices: Sequence[int] | NDArray[np.integer[Any]], num_frames: int) -> Int64:
+    array = np.asarray(indices)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"indices are a sequence of one or more frame numbers, got {array.shape = }")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"indices are whole numbers, got {array.dtype = }")
+    outside = array[(array < 0) | (array >= num_frames)]
+    if outside.size:
+        raise IndexError(
+            f"{path}: frame {int(outside[0])} asked for, but it has {num_frames} (0 to {num_frames - 1})"
+        )
+    return array.astype(np.int64, copy=False)
+
+
+def _checked_fps(path: str, fps: float | None) -> float | None:
+    if fps is None:
+        return None
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"{path}: fps is a positive number of frames per second, got {fps!r}")
+    return float(fps)
+
+
+def _frame_rate(index: PacketIndex) -> float | None:
+    """Frames per second by the frames' own times: what the header says may be wrong."""
+    if not index.counted and index.num_frames > 1:
+        shown = index.pts[index.frames]
+        return float((index.num_frames - 1) / (int(shown[-1] - shown[0]) * index.time_base))
+    return index.rate
+
+
+def _even_segment(
+    path: str, num_frames: int, fps: float | None, start: float | None, end: float | None
+) -> tuple[int, int]:
+    """:func:`_segment` for frames that come at a steady rate."""
+    if fps is None and not (start is None and end is None):
+        raise DecodeError(
+            path, f"start and end ({start}, {end}) are seconds: state the frame rate, fps=…, as well"
+        )
+    rate = fps or 1.0
+    return _segment(path, num_frames, lambda: np.arange(num_frames) / rate, 1e-3 / rate, start, end)
+
+
+def _segment(
+    path: str,
+    num_frames: int,
+    seconds: Callable[[], NDArray[np.float64]],
+    tick: float,
+    start: float | None,
+    end: float | None,
+) -> tuple[int, int]:
+    """First frame and one past the last with start ≤ time < end, times rounded to the clock's ``tick`` (seconds)."""
+    if start is None and end is None:
+        return 0, num_frames
+    low, high = 0.0 if start is None else float(start), math.inf if end is None else float(end)
+    if not (0 <= low < high):
+        raise DecodeError(path, f"the segment from {start} s to {end} s is empty; start must lie in [0, end)")
+    times: NDArray[np.float64] = seconds()
+    # Half a tick of slack: a Matroska file, say, stores 33 ms for a start of 1/30 s.
+    first, last = (int(np.searchsorted(times, moment - tick / 2)) for moment in (low, high))
+    if first >= num_frames:
+        raise DecodeError(
+            path,
+            f"the segment starts at {low:g} s, but the last of its {num_frames} frames is at {times[-1]:.3f} s",
+        )
+    if first >= last:
+        raise DecodeError(path, f"no frame lies between {low:g} s and {high:g} s; widen the segment")
+    return first, last
+
+
+_FRAME_NAME = re.compile(r"^(.*?)(\d+)\.jpe?g$", re.IGNORECASE)
+
+
+def _numbered_frames(folder: str) -> list[str]:
+    """File names of a folder's frames in the order of their numbers."""
+    if not os.path.isdir(folder):
+        raise DecodeError(folder, "no such folder; check the path")
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise DecodeError(folder, f"cannot be listed ({error.strerror})") from error
+    for name in names:
+        match = _FRAME_NAME.match(name)
+        if match and not match[1].lower().startswith("flow"):
+            kinds.setdefault(match[1], []).append((int(match[2]), name))
+    if not kinds:
+        raise DecodeError(folder, "no numbered JPEG frames in it (img_00001.jpg, 000001.jpg …)")
+    if len(kinds) > 1:
+        some = ", ".join(sorted(f"{prefix}*.jpg" for prefix in kinds)[:3])
+        raise DecodeError(
+            folder, f"holds more than one series of frames ({some}); keep each in a folder of its own"
+        )
+    (series,) = kinds.values()
+    series.sort()
+    for (number, name), (following, other) in itertools.pairwise(series):
+        if following == number:
+            raise DecodeError(folder, f"frame {number} is there twice ({name}, {other}); remove one")
+        if following > number + 1:
+            raise DecodeError(
+                folder,
+                f"frame {number + 1} is missing (after {name} comes {other}); extract the frames again",
+            )
+    return [name for _, name in series]
+
+
+def _read_jpeg(path: str) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(Path(path)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DecodeError(
+            path, f"is not a readable JPEG image ({_first_line(error)}); extract it again"
+        ) from error

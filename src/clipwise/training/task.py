@@ -1,0 +1,91 @@
+"""One training step: pixels to loss, on Lightning."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from clipwise.config import Config
+from clipwise.data.decode import DecodeError
+from clipwise.data.transforms import ColourAugment, Normalise
+from clipwise.models.resnet import ResNet
+from clipwise.training.schedule import learning_rate
+
+__all__ = ["ClassificationTask", "DivergedError"]
+
+
+class DivergedError(ValueError):
+    """The loss is no number any more."""
+
+
+class ClassificationTask(pl.LightningModule):
+    """Cross-entropy over the classes.
+
+    Args:
+        model: the network.
+        config: the experiment.
+        steps_per_epoch: steps of an epoch.
+        start: steps that were done before, when a run resumes.
+    """
+
+    def __init__(self, model: ResNet, config: Config, *, steps_per_epoch: int, start: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.step = start
+        """Steps done in the whole run."""
+        self.normalise = Normalise(config.views.mean, config.views.std)
+        augmentation = config.augmentation
+        self.colour: nn.Module | None = None
+        if augmentation.changes_colour:
+            self.colour = ColourAugment(
+                augmentation.brightness,
+                augmentation.contrast,
+                augmentation.saturation,
+                augmentation.hue,
+                augmentation.greyscale,
+            )
+        self.short_videos: set[int] = set()
+        """Indices of videos with fewer frames than a clip."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD; its rate is set at each step."""
+        training = self.config.training
+        return torch.optim.SGD(
+            self.model.parameters(),
+            lr=training.effective_lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Set the rate, and seed what the step draws on the device, so that a resumed run draws the same."""
+        rate = learning_rate(self.config.training, self.step, self.steps_per_epoch)
+        for group in self.optimizers().param_groups:
+            group["lr"] = rate
+        torch.manual_seed(self.config.training.seed * 1_000_003 + self.step)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """``clip`` uint8 (N, T, 3, H, W) and ``label`` (N,) → the loss.
+
+        Raises:
+            DecodeError: if a video of the batch could not be read.
+            DivergedError: if the loss is not finite.
+        """
+        if batch["failures"]:
+            first = batch["failures"][0]
+            raise DecodeError(first.path, first.reason)
+        few = batch["index"][batch["available"] < self.config.model.num_frames]
+        self.short_videos.update(few.tolist())
+        clips = batch["clip"] if self.colour is None else self.colour(batch["clip"])
+        loss: Tensor = nn.functional.cross_entropy(self.model(self.normalise(clips)), batch["label"])
+        if not loss.isfinite():
+            epoch = self.step // self.steps_per_epoch + 1
+            raise DivergedError(
+                f"the loss became {loss.item()} at step {self.step + 1} (epoch {epoch}); lower training.lr "
+                f"(now {self.config.training.effective_lr:g} for {self.config.training.batch_size} clips), set "
+                "training.gradient_clip, or add training.warmup_epochs"
+            )
+        return loss
