@@ -7,11 +7,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
 
 from clipwise.data import synthetic
 from clipwise.data.synthetic import PAIRS, render, synthesize
@@ -69,45 +71,85 @@ def features(pictures: Pictures) -> NDArray[np.float32]:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-CLASSIFIERS = {
-    "linear": lambda: LogisticRegression(C=0.1, max_iter=300),
-    "perceptron": lambda: MLPClassifier((32,), alpha=0.1, max_iter=30, random_state=0),
-}
+def judge_by_statistics(
+    pictures: Pictures, direction: NDArray[np.int64], pair: NDArray[np.int64], train: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Logistic regression on the features, a model for each pair; the answers, for all pictures."""
+    seen, answers = features(pictures), np.zeros(len(pictures), bool)
+    for p in np.unique(pair):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+        model.fit(seen[train & (pair == p)], direction[train & (pair == p)])
+        answers[pair == p] = model.predict(seen[pair == p]) == 1
+    return answers
 
 
-def leak(twins: Twins, classifier: str, *, ends: int | None = None) -> dict[tuple[str, str], float]:
-    """Of each pair, by how many points a per-picture classifier beats chance on scenes it was not trained on.
+def judge_by_network(
+    pictures: Pictures, direction: NDArray[np.int64], pair: NDArray[np.int64], train: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """A convolutional network that sees the picture and, amplified, its finest detail; an output for each pair."""
 
-    Every scene is there in both directions, so a scene's looks help nothing, and as a classifier that sees no
-    difference answers alike for a scene's two videos, the figure varies little by chance. `ends` counts only
-    that many pictures at the beginning and the end of each video, where an encoder does special things.
-    """
-    result = {}
-    for pair, videos in twins.items():
-        parts = [
-            (features(pictures), direction, scene)
-            for scene, both in enumerate(videos)
-            for direction, pictures in enumerate(both)
-        ]
-        seen = np.concatenate([x for x, _, _ in parts])
-        direction = np.concatenate([np.full(len(x), d) for x, d, _ in parts])
-        scene = np.concatenate([np.full(len(x), s) for x, _, s in parts])
-        position = np.concatenate(
-            [np.minimum(np.arange(len(x)), np.arange(len(x))[::-1]) for x, _, _ in parts]
+    def layer(channels_in: int, channels: int) -> nn.Module:
+        convolution = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
+
+    def look(x: Tensor) -> Tensor:
+        x = x.float() / 255 - 0.5
+        detail = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        return F.pixel_unshuffle(torch.cat([x, 8 * detail], 1), 2).contiguous(
+            memory_format=torch.channels_last
         )
-        counted = position < (ends or 1 << 30)
-        right = np.zeros(len(seen))
-        for fold in range(3):
-            test = scene % 3 == fold
-            model = make_pipeline(StandardScaler(), CLASSIFIERS[classifier]())
-            model.fit(seen[~test], direction[~test])
-            right[test] = model.predict(seen[test]) == direction[test]
-        result[pair] = 100.0 * float(right[counted].mean()) - 50.0
-    return result
+
+    torch.manual_seed(0)
+    x_NCHW = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    y, column = torch.from_numpy(direction), torch.from_numpy(pair)[:, None]
+    network = nn.Sequential(layer(24, 24), nn.MaxPool2d(2), layer(24, 32), nn.MaxPool2d(2), layer(32, 48))
+    network.extend([nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(192, int(pair.max()) + 1)])
+    network.to(memory_format=torch.channels_last)
+    index = torch.from_numpy(np.flatnonzero(train))
+    epochs, batch = 10, 64
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 4e-3, total_steps=epochs * (len(index) // batch)
+    )
+    for _ in range(epochs):
+        for chosen in index[torch.randperm(len(index))].split(batch)[: len(index) // batch]:
+            logits = network(look(x_NCHW[chosen])).gather(1, column[chosen])[:, 0]
+            loss = F.binary_cross_entropy_with_logits(logits, y[chosen].float())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    network.eval()
+    with torch.inference_mode():
+        logits = torch.cat([network(look(x)) for x in x_NCHW.split(256)]).gather(1, column)[:, 0]
+    return (logits > 0).numpy()
 
 
-def mean(values: dict[tuple[str, str], float]) -> float:
-    return float(np.mean(list(values.values())))
+JUDGES = {"statistics": judge_by_statistics, "network": judge_by_network}
+
+
+def leak(twins: Twins, judge: str) -> dict[str, float]:
+    """By how many points a per-picture classifier beats chance on scenes it was not trained on.
+
+    One figure for each pair, one for all and one for the first and last three pictures of all videos, where an
+    encoder does special things. Every scene is there in both directions, so a scene's looks help nothing, and
+    as a classifier that sees no difference answers alike for both, the figures vary little by chance.
+    """
+    taken = []  # (pictures, direction, pair, scene, whether at an end) of each video
+    for p, videos in enumerate(twins.values()):
+        for scene, both in enumerate(videos):
+            for direction, pictures in enumerate(both):
+                place = np.arange(len(pictures))
+                end = np.minimum(place, place[::-1]) < 3
+                # Both directions show the same moments of the scene.
+                chosen = end | ((place if direction == 0 else place[::-1]) % 4 == 0)
+                one = np.ones(chosen.sum(), np.int64)
+                taken.append((pictures[chosen], direction * one, p * one, scene * one, end[chosen]))
+    pictures, direction, pair, scene, end = (np.concatenate(parts) for parts in zip(*taken, strict=True))
+    held_out = scene % 3 == 2
+    right = JUDGES[judge](pictures, direction, pair, ~held_out) == (direction == 1)
+    among = {first: pair == p for p, (first, _) in enumerate(twins)} | {"ends": end, "all": pair >= 0}
+    return {name: 100.0 * float(right[held_out & these].mean()) - 50.0 for name, these in among.items()}
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +165,11 @@ def twins(rendered: Path) -> Twins:
     return {(a, b): [(video(a, i), video(b, i)) for i in range(SCENES)] for a, b in PAIRS}
 
 
-@pytest.mark.parametrize("classifier", CLASSIFIERS)
-def test_no_picture_tells_the_direction(twins: Twins, classifier: str) -> None:
-    points = leak(twins, classifier)
-    assert set(points) == set(PAIRS)
+@pytest.mark.parametrize("judge", JUDGES)
+def test_no_picture_tells_the_direction(twins: Twins, judge: str) -> None:
+    points = leak(twins, judge)
+    assert len(points) == len(PAIRS) + 2
     assert max(map(abs, points.values())) <= 3.0, points
-
-
-def test_first_and_last_pictures_do_not_tell_the_direction_either(twins: Twins) -> None:
-    assert abs(mean(leak(twins, "linear", ends=3))) <= 3.0
 
 
 def _planted(twins: Twins, change: Callable[[Pictures], Pictures]) -> Twins:
@@ -139,18 +177,18 @@ def _planted(twins: Twins, change: Callable[[Pictures], Pictures]) -> Twins:
 
 
 def _brighter(pictures: Pictures) -> Pictures:
-    return np.clip(pictures.astype(np.int16) + 2, 0, 255).astype(np.uint8)
+    return np.clip(pictures.astype(np.int16) + 6, 0, 255).astype(np.uint8)
 
 
 def _marked(pictures: Pictures) -> Pictures:
     marked = pictures.copy()
-    marked[:, :4, :4] = np.clip(marked[:, :4, :4].astype(np.int16) + 12, 0, 255)
+    marked[:, :4, :4] = np.clip(marked[:, :4, :4].astype(np.int16) + 16, 0, 255)
     return marked
 
 
 @pytest.mark.parametrize("change", [_brighter, _marked])
 def test_a_faint_mark_on_one_class_is_reported(twins: Twins, change: Callable[[Pictures], Pictures]) -> None:
-    assert mean(leak(_planted(twins, change), "linear")) > 3.0
+    assert leak(_planted(twins, change), "statistics")["all"] > 3.0
 
 
 def _encode_plainly(pictures: Pictures, path: Path, **options: str) -> Pictures:
@@ -164,23 +202,25 @@ def _encode_plainly(pictures: Pictures, path: Path, **options: str) -> Pictures:
     return decode(path)
 
 
-def test_coarser_compression_of_one_class_is_reported(twins: Twins, tmp_path: Path) -> None:
+@pytest.mark.parametrize("judge", JUDGES)
+def test_coarser_compression_of_one_class_is_reported(twins: Twins, tmp_path: Path, judge: str) -> None:
     planted = _planted(twins, lambda b: _encode_plainly(b, tmp_path / "again.mp4", qp="18"))
-    assert mean(leak(planted, "linear")) > 3.0
+    assert leak(planted, judge)["all"] > 3.0
 
 
 def test_careless_encoding_is_reported(tmp_path: Path) -> None:
-    """Good pictures, but a keyframe only where the file begins: its quality tells the first frame from the last."""
+    """The pictures are as they should be, but x264's usual settings treat a file's beginning unlike its end."""
     path = tmp_path / "plain.mp4"
 
     def video(label: str, index: int) -> Pictures:
-        return _encode_plainly(render(label, index, seed=3), path, crf="35")
+        return _encode_plainly(render(label, index, seed=3), path, crf="26")
 
     careless = {
-        pair: [(video(pair[0], i), video(pair[1], i)) for i in range(SCENES)]
-        for pair in (("moves_up", "moves_down"), ("approaches", "recedes"), ("meets", "parts"))
+        (a, b): [(video(a, i), video(b, i)) for i in range(SCENES)] for a, b in (PAIRS[0], PAIRS[1], PAIRS[7])
     }
-    assert mean(leak(careless, "linear")) > 3.0
+    points = leak(careless, "network")
+    assert points["all"] > 6.0
+    assert points["ends"] > 6.0
 
 
 # What is written.

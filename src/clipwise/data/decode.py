@@ -317,10 +317,14 @@ class VideoFile(_Closing):
 
     def close(self) -> None:
         """Close the file; a file object that was handed in stays open."""
-        container, self._container, self._kept = self._container, None, None
+        container, self._container, self._kept = getattr(self, "_container", None), None, None
         self._stream = self._codec = None
         if container is not None:
             container.close()
+
+    def __del__(self) -> None:
+        # PyAV's containers are reference cycles: a forgotten one would hold its file until the next collection.
+        self.close()
 
     # Opening
 
@@ -812,15 +816,15 @@ def _segment(
     start: float | None,
     end: float | None,
 ) -> tuple[int, int]:
-    """First frame and one past the last with start ≤ time < end, times rounded to the clock's ``tick`` (seconds)."""
+    """First frame and one past the last with start ≤ time < end; times are rounded to ``tick`` seconds."""
     if start is None and end is None:
         return 0, num_frames
     low, high = 0.0 if start is None else float(start), math.inf if end is None else float(end)
     if not (0 <= low < high):
         raise DecodeError(path, f"the segment from {start} s to {end} s is empty; start must lie in [0, end)")
     times: NDArray[np.float64] = seconds()
-    # Half a tick of slack: a Matroska file, say, stores 33 ms for a start of 1/30 s.
-    first, last = (int(np.searchsorted(times, moment - tick / 2)) for moment in (low, high))
+    slack = min(tick, 1e-3) / 2  # a Matroska file, say, stores 33 ms for a start of 1/30 s
+    first, last = (int(np.searchsorted(times, moment - slack)) for moment in (low, high))
     if first >= num_frames:
         raise DecodeError(
             path,

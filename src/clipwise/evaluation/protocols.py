@@ -20,7 +20,7 @@ from clipwise.data.manifest import Manifest
 from clipwise.data.transforms import Normalise
 from clipwise.evaluation.metrics import VideoMetrics, mean_softmax, video_metrics
 
-__all__ = ["Evaluation", "class_scores", "evaluate_model", "ignore_interrupt"]
+__all__ = ["Evaluation", "class_scores", "evaluate_model", "leave_signals_to_parent"]
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,12 @@ class Evaluation:
         }
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process: a worker that dies of it would hide the reason."""
+def leave_signals_to_parent(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process: both reach the whole group, and a worker that dies hides the reason."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def class_scores(model: nn.Module, views: Tensor, normalise: nn.Module, *, precision: str) -> Tensor:
@@ -106,7 +107,7 @@ def evaluate_model(
         batch_size=max(1, batch_size // views_per_video),
         num_workers=min(workers, len(manifest)),
         collate_fn=collate,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=leave_signals_to_parent,
         # Evaluation must not advance the generator that training draws from.
         generator=torch.Generator(),
     )

@@ -6,13 +6,12 @@ import json
 import logging
 import os
 import shutil
-import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -23,7 +22,8 @@ from clipwise.checkpoint import command_line, versions, write_card, write_weight
 from clipwise.config import Config
 from clipwise.data.dataset import DrawSampler, TrainingClips, collate
 from clipwise.data.manifest import Manifest
-from clipwise.evaluation.protocols import Evaluation, evaluate_model, ignore_interrupt
+from clipwise.evaluation.protocols import Evaluation, evaluate_model, leave_signals_to_parent
+from clipwise.models.complexity import count_parameters
 from clipwise.models.registry import create_model
 from clipwise.models.resnet import ResNet
 from clipwise.models.weights import LoadReport, load_weights
@@ -31,11 +31,11 @@ from clipwise.training.resume import STATE, Resumed, StopRequest, load_state, sa
 from clipwise.training.schedule import learning_rate
 from clipwise.training.task import ClassificationTask, DivergedError
 
-__all__ = ["EpochLog", "Reporter", "RunResult", "split_manifest", "train_model"]
+__all__ = ["EpochLog", "Reporter", "RunResult", "resume_arguments", "split_manifest", "train_model"]
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
-MANIFEST_FILE = "manifest.csv"
+SPLITS_FILE = "splits.json"
 EPOCHS_FILE = "epochs.csv"
 
 
@@ -60,11 +60,26 @@ class EpochLog:
     """The epoch with its validation."""
 
 
-class Reporter:
-    """What a run tells while it goes on; the command line shows it, a program may ignore it."""
+class Reporter(Protocol):
+    """What a run tells while it goes on; the command line shows it."""
 
-    def started(self, *, parameters: int, effective_lr: float, steps: int, done: int, weights: LoadReport | None) -> None:
-        """Before the first step; ``done`` steps of ``steps`` were made earlier."""
+    def started(
+        self,
+        *,
+        name: str,
+        parameters: int,
+        effective_lr: float,
+        reference: tuple[float, int],
+        steps: int,
+        epochs: int,
+        done: int,
+        videos: tuple[int, int],
+        weights: LoadReport | None,
+    ) -> None:
+        """Before the first step; ``done`` steps of ``steps`` were made earlier.
+
+        ``reference`` is the rate and the batch that it is stated for, ``videos`` those of training and validation.
+        """
 
     def stepped(self, *, step: int, loss: float, lr: float, clips: int) -> None:
         """After each step, of ``clips`` clips."""
@@ -85,6 +100,8 @@ class RunResult:
     """Of ``training.best_by``."""
     epochs: tuple[EpochLog, ...]
     """Of this session."""
+    short_videos: tuple[str, ...]
+    """Training videos with fewer frames than a clip, some of which were repeated."""
 
 
 def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest | None]:
@@ -130,8 +147,8 @@ def train_model(
 ) -> RunResult:
     """Train a network and keep the run in ``output``.
 
-    The folder holds ``config.json`` (as run), ``run.json`` (command, versions, device, data), ``manifest.csv`` (each
-    video's split), ``model.json`` (network, class list with its hash, preprocessing, testing protocol), ``epochs.csv``
+    The folder holds ``config.json`` (as run), ``run.json`` (command, versions, device, data), ``splits.json`` (the
+    videos of either part), ``model.json`` (network, class list with its hash, preprocessing, testing protocol), ``epochs.csv``
     and TensorBoard's file, ``validation.json`` (the last epoch's), ``best.safetensors``, ``last.safetensors`` and
     ``resume.ckpt``.
 
@@ -150,7 +167,6 @@ def train_model(
         DivergedError: if the loss is not finite; the weights of the last epoch stay.
     """
     output = Path(output)
-    reporter = reporter or Reporter()
     training = config.training
     train, validation = split_manifest(manifest, config)
     for part in (train, validation):
@@ -189,6 +205,34 @@ def train_model(
         raise
 
 
+def resume_arguments(output: Path, data: Path | None) -> tuple[Config, Manifest, str | None]:
+    """The configuration, data and recipe that the run in ``output`` was begun with.
+
+    Args:
+        output: the run's folder.
+        data: where the data is now, if it moved.
+
+    Raises:
+        ValueError: if there is no run, or the data is not what it was trained on.
+    """
+    from clipwise.config import config_from_mapping
+
+    try:
+        account = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
+        values = json.loads((output / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{output}: holds no training run to resume ({error})") from error
+    config = config_from_mapping(values, source=str(output / CONFIG_FILE))
+    manifest = Manifest.read(data or account["data"]["source"])
+    if manifest.classes_hash != account["data"]["classes_sha256"]:
+        raise ValueError(f"{manifest.source}: its classes are not those that the run in {output} was begun with")
+    train, _ = split_manifest(manifest, config)
+    before = json.loads((output / SPLITS_FILE).read_text(encoding="utf-8"))["train"]
+    if [item.name for item in train] != before:
+        raise ValueError(f"{manifest.source}: its training videos are not those that the run in {output} was begun with")
+    return config, manifest, account["recipe"]
+
+
 def _prepare_folder(output: Path, *, resume: bool, overwrite: bool) -> bool:
     """Make the folder; whether it was made now."""
     if resume:
@@ -225,7 +269,7 @@ def _write_account(
         "config_sha256": config.sha256,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": {
-            "source": str(manifest.source),
+            "source": os.path.relpath(manifest.source),
             "training_videos": len(train),
             "validation_videos": len(validation) if validation else 0,
             "classes_sha256": manifest.classes_hash,
@@ -236,12 +280,9 @@ def _write_account(
         "versions": versions(),
     }
     _write_json(output / RUN_FILE, account)
-    with (output / MANIFEST_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for part in (train, validation):
-            if part is not None:
-                writer.writerows((item.name, part.classes[item.label or 0], item.split) for item in part)
+    splits = {"train": train, "validation": validation}
+    names = {key: [item.name for item in part] if part else [] for key, part in splits.items()}
+    _write_json(output / SPLITS_FILE, names)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -270,7 +311,7 @@ class _Run(pl.Callback):
         validation: Manifest | None,
         sampler: DrawSampler,
         output: Path,
-        reporter: Reporter,
+        reporter: Reporter | None,
         resumed: Resumed | None,
         loaded: LoadReport | None,
     ) -> None:
@@ -290,20 +331,27 @@ class _Run(pl.Callback):
 
     def go(self) -> RunResult:
         training = self.config.training
-        self.reporter.started(
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            effective_lr=training.effective_lr,
-            steps=self.sampler.steps,
-            done=self.sampler.start,
-            weights=self.loaded,
-        )
+        if self.reporter:
+            self.reporter.started(
+                name=self.config.model.name,
+                parameters=count_parameters(self.model),
+                effective_lr=training.effective_lr,
+                reference=(training.lr, training.reference_batch),
+                steps=self.sampler.steps,
+                epochs=training.epochs,
+                done=self.sampler.start,
+                videos=(len(self.train), len(self.validation) if self.validation else 0),
+                weights=self.loaded,
+            )
         if self.task.step < self.sampler.steps:
             self._fit()
-        if self.stop.signal == signal.SIGTERM:
-            # The caller's own handler, if there is one, has been put back by now.
-            logging.getLogger(__name__).warning("stopped by SIGTERM after step %d", self.task.step)
         return RunResult(
-            self.output, self.task.step >= self.sampler.steps, self.task.step, self.best, tuple(self.epochs)
+            folder=self.output,
+            finished=self.task.step >= self.sampler.steps,
+            step=self.task.step,
+            best=self.best,
+            epochs=tuple(self.epochs),
+            short_videos=tuple(self.train[index].name for index in sorted(self.task.short_videos)),
         )
 
     def _fit(self) -> None:
@@ -322,7 +370,7 @@ class _Run(pl.Callback):
             batch_sampler=self.sampler,
             num_workers=self.config.data.workers,
             collate_fn=collate,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=cuda,
         )
         self.model.to(memory_format=torch.channels_last)
@@ -363,7 +411,8 @@ class _Run(pl.Callback):
         rate = learning_rate(self.config.training, self.task.step - 1, self.sampler.steps_per_epoch)
         self.logger.experiment.add_scalar("train/loss", loss, self.task.step)
         self.logger.experiment.add_scalar("train/lr", rate, self.task.step)
-        self.reporter.stepped(step=self.task.step, loss=loss, lr=rate, clips=clips)
+        if self.reporter:
+            self.reporter.stepped(step=self.task.step, loss=loss, lr=rate, clips=clips)
         if self.task.step % self.sampler.steps_per_epoch == 0:
             self._end_epoch(trainer, rate)
         elif self.stop:
@@ -398,7 +447,8 @@ class _Run(pl.Callback):
         self._save(trainer)
         self._log(log, evaluation)
         self.epochs.append(log)
-        self.reporter.epoch_ended(log, evaluation)
+        if self.reporter:
+            self.reporter.epoch_ended(log, evaluation)
         self._begin_epoch()
 
     def _validate(self) -> Evaluation | None:

@@ -1,0 +1,30 @@
+"""The command line: one file per verb."""
+
+import os
+import sys
+
+from clipwise.cli.app import app, console
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run a verb. Exit status: 0 on success, 1 where something the user can mend went wrong, 2 for wrong usage,
+    130 after Ctrl-C. ``CLIPWISE_TRACEBACK=1`` shows where an error came from."""
+    from clipwise.cli import data, demo, evaluate, models, predict, train  # noqa: F401  each registers itself
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        console.print("stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, is gone: that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("CLIPWISE_TRACEBACK"):
+            raise
+        console.print(f"[bold red]error:[/] ", end="")
+        console.print(str(error), markup=False, highlight=False)
+        sys.exit(1)

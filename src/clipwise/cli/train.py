@@ -1,0 +1,167 @@
+"""``clipwise train``"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from clipwise.cli.app import app, console
+
+if TYPE_CHECKING:
+    from clipwise.evaluation.protocols import Evaluation
+    from clipwise.models.weights import LoadReport
+    from clipwise.training.run import EpochLog, RunResult
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A folder with one folder of videos per class, a manifest CSV, or a *.pack file."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/latest"),
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="A recipe of the package or a YAML file.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output, as it was begun.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --output first.")] = False,
+    show: Annotated[bool, typer.Option("--show-config", help="Print the configuration and stop.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON line an epoch on stdout.")] = False,
+) -> None:
+    """Train a network on a folder of videos.
+
+    Example: `clipwise train videos/ --output runs/mine --set model.name=stm_resnet18 --set training.epochs=20`
+
+    Ctrl-C stops after the step in hand; `clipwise train --resume --output runs/mine` goes on from there.
+    """
+    from clipwise.training.run import resume_arguments, train_model
+
+    if resume:
+        if recipe or overrides or overwrite:
+            raise ValueError("--resume continues a run as it was begun: leave out --recipe, --set and --overwrite")
+        config, manifest, recipe = resume_arguments(output, data)
+    else:
+        from clipwise.config import load_config
+        from clipwise.data.manifest import Manifest
+
+        config = load_config(recipe, overrides or ())
+        if show:
+            import yaml
+
+            typer.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
+            return
+        if data is None:
+            raise ValueError("nothing to train on: give a folder of class folders, a manifest CSV or a *.pack file")
+        manifest = Manifest.read(data)
+    with _Terminal(config.training.batch_size, json_lines) as terminal:
+        result = train_model(
+            config, manifest, output, recipe=recipe, resume=resume, overwrite=overwrite, reporter=terminal
+        )
+    _closing(result, config.training.best_by)
+    if not result.finished:
+        raise typer.Exit(130)
+
+
+def _closing(result: "RunResult", best_by: str) -> None:
+    if not result.finished:
+        console.print(
+            f"stopped after step {result.step}; go on with: clipwise train --resume --output {result.folder}",
+            highlight=False,
+        )
+        return
+    best = f", best {best_by.replace('_', ' ')} {result.best:.1f} %" if result.best is not None else ""
+    console.print(f"finished{best}; test it with: clipwise evaluate {result.folder}", highlight=False)
+    if result.short_videos:
+        some = ", ".join(result.short_videos[:3])
+        console.print(
+            f"{len(result.short_videos)} videos have fewer frames than a clip, so some of their frames were repeated: "
+            f"{some}; fewer frames a clip (model.num_frames) avoid that",
+            highlight=False,
+        )
+
+
+class _Terminal:
+    """The run as a person follows it: a bar with clips/s and time left, a line an epoch."""
+
+    def __init__(self, batch_size: int, json_lines: bool) -> None:
+        self.json_lines = json_lines
+        self.batch_size = batch_size
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:.1f} clips/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "_Terminal":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def started(
+        self,
+        *,
+        name: str,
+        parameters: int,
+        effective_lr: float,
+        reference: tuple[float, int],
+        steps: int,
+        epochs: int,
+        done: int,
+        videos: tuple[int, int],
+        weights: "LoadReport | None",
+    ) -> None:
+        self.steps_per_epoch, self.epochs = steps // epochs, epochs
+        console.print(
+            f"{name}: {parameters / 1e6:.2f} M parameters; {videos[0]} videos to train on, {videos[1]} to validate on\n"
+            f"learning rate {effective_lr:g} at {self.batch_size} clips a step "
+            f"({reference[0]:g} at {reference[1]})",
+            highlight=False,
+        )
+        if weights:
+            console.print(str(weights), markup=False, highlight=False)
+        if done:
+            console.print(f"going on after step {done} of {steps}", highlight=False)
+        self.task = self.bar.add_task(
+            "", total=steps, completed=done, epoch=done // self.steps_per_epoch + 1, epochs=epochs, loss=0.0, speed=0.0
+        )
+        self.then = time.perf_counter()
+
+    def stepped(self, *, step: int, loss: float, lr: float, clips: int) -> None:
+        now = time.perf_counter()
+        self.bar.update(
+            self.task,
+            completed=step,
+            epoch=(step - 1) // self.steps_per_epoch + 1,
+            loss=loss,
+            speed=clips / (now - self.then),
+        )
+        self.then = now
+
+    def epoch_ended(self, log: "EpochLog", evaluation: "Evaluation | None") -> None:
+        if self.json_lines:
+            import json
+            from dataclasses import asdict
+
+            typer.echo(json.dumps(asdict(log)))
+        line = f"epoch {log.epoch:3d}/{self.epochs}  loss {log.loss:.3f}  lr {log.lr:.2g}"
+        if log.top1 is not None:
+            line += f"  top-1 {log.top1:.1f}  top-5 {log.top5:.1f}  mean class {log.mean_class_accuracy:.1f}"
+        line += f"  {log.clips_per_second:.1f} clips/s  {log.seconds:.0f} s"
+        if evaluation and evaluation.unreadable:
+            line += f"  {len(evaluation.unreadable)} validation videos unreadable"
+        console.print(line, highlight=False)
+        self.then = time.perf_counter()
