@@ -4,19 +4,22 @@ Eight frames, the middles of eight equal segments, are read from each clip in th
 
 ours   ``clipwise.data.decode.VideoFile``: opening, packet index and reading all counted
 N1     decode and convert every frame (``frame.to_ndarray(format="rgb24")``), keep eight
-N2     decode in order, convert only the eight, stop after the last; it is told their numbers, which without an index
-       it could not know
+N2     decode in order, convert only the eight, stop after the last; it is told their numbers, which without an
+       index it could not know
 
-Every decoder runs on one thread. ``--cores 1`` holds the whole process to one core, so that PyAV's conversion, which by
-itself starts a thread per core for every frame, does so too: the strict comparison. ``--cores 0`` leaves it as a user
-finds it. Times are CPU seconds of the process (a busy neighbour does not spoil them); wall times are recorded beside.
+Every decoder runs on one thread. ``--cores 1`` holds the whole process to one core: PyAV's conversion, which by
+itself starts a thread per core for every frame, then uses one as well, the strict comparison. ``--cores 0`` leaves
+PyAV as a user finds it. Times are CPU seconds of the process, which a busy neighbour does not spoil; wall times
+are recorded beside them.
 
-    python benchmarks/reader.py --data ../shared/data --output benchmarks/results/reader_cpu_1thread_sparse8.json
+    python benchmarks/reader.py --data ../shared/data \\
+        --output benchmarks/results/reader_cpu_1thread_sparse8.json
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -71,7 +74,9 @@ READERS: dict[str, Reader] = {"ours": ours, "n1": n1, "n2": n2}
 
 
 def texture(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """(height, width, 3) in 0–255 with the spectrum of natural pictures: amplitude falling as one over frequency."""
+    """(height, width, 3) in 0–255 with the spectrum of natural pictures: amplitude falling as one over
+    frequency.
+    """
     rows = np.fft.fftfreq(height)[:, None]
     columns = np.fft.fftfreq(width)[None, :]
     fall = 1.0 / np.maximum(np.hypot(rows, columns), 1.0 / max(height, width))
@@ -84,8 +89,8 @@ def texture(height: int, width: int, generator: np.random.Generator) -> np.ndarr
 
 
 def scene(count: int, width: int, height: int, seed: int) -> Iterator[np.ndarray]:
-    """A textured background under an unsteady camera, five textured things moving over it, light that varies, and
-    the noise of a sensor."""
+    """A textured background under an unsteady camera, five textured things moving over it, light that
+    varies, and the noise of a sensor."""
     generator = np.random.default_rng(seed)
     margin = 48
     background = texture(height + 2 * margin, width + 2 * margin, generator)
@@ -156,9 +161,7 @@ def real(data: Path, clips: int, seed: int) -> dict[str, list[Path]]:
         files = sorted((data / folder).glob("*/*.mp4"))
         groups[f"h264 mp4, {folder}"] = sorted(random.Random(seed).sample(files, min(clips, len(files))))
     groups["h264 mp4, clips"] = sorted((data / "clips").glob("*.mp4"))
-    groups["mpeg4 avi, clips"] = [
-        path for path in sorted((data / "clips").glob("*.avi")) if path.stem != "tree"
-    ]
+    groups["mpeg4 avi, clips"] = [path for path in sorted((data / "clips").glob("*.avi")) if path.stem != "tree"]
     groups["cinepak avi, clips"] = sorted((data / "clips").glob("tree.avi"))
     return {name: files for name, files in groups.items() if files}
 
@@ -173,11 +176,12 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
     indices = [int((segment + 0.5) * count / SEGMENTS) for segment in range(SEGMENTS)]
     cpu: dict[str, list[float]] = {name: [] for name in READERS}
     wall: dict[str, list[float]] = {name: [] for name in READERS}
+    orders = list(itertools.permutations(READERS))  # who comes after whom decides what memory is still at hand
     for turn in range(repeats + 1):
         frames = {}
-        for name, reader in READERS.items():
+        for name in orders[turn % len(orders)]:
             begin, begin_cpu = time.perf_counter(), time.process_time()
-            frames[name] = reader(path, indices)
+            frames[name] = READERS[name](path, indices)
             if turn:  # the first brings the file into memory
                 cpu[name].append(time.process_time() - begin_cpu)
                 wall[name].append(time.perf_counter() - begin)
@@ -221,16 +225,15 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder with overhead_adl, handwash12 and clips (left out without)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with overhead_adl, handwash12 and clips (left out without)")
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--clips", type=int, default=12, help="clips per group (default: %(default)s)")
     parser.add_argument(
-        "--repeats", type=int, default=7, help="timed runs of each reader (default: %(default)s)"
+        "--repeats",
+        type=int,
+        default=6,
+        help="timed runs of each reader, six orders of the three in turn (default: %(default)s)",
     )
     parser.add_argument("--cores", type=int, default=1, help="cores the process may use; 0: all (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
@@ -261,13 +264,11 @@ def main() -> None:
             "versions": {
                 "python": platform.python_version(),
                 "av": av.__version__,
-                "ffmpeg": {
-                    name: ".".join(map(str, version)) for name, version in av.library_versions.items()
-                },
+                "ffmpeg": {name: ".".join(map(str, version)) for name, version in av.library_versions.items()},
                 "numpy": np.__version__,
             },
-            "command": f"python benchmarks/reader.py --cores {arguments.cores} --clips {arguments.clips} "
-            f"--repeats {arguments.repeats} --seed {arguments.seed}",
+            "command": f"python benchmarks/reader.py --data ../shared/data --clips {arguments.clips} "
+            f"--repeats {arguments.repeats} --cores {arguments.cores} --seed {arguments.seed} --output …",
             "bit_identical": True,  # or measure() would have ended the run
             "groups": {},
             "clips": {},

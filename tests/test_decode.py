@@ -1,7 +1,8 @@
-"""Reading frames by number: every short cut must give, bit for bit, what decoding the whole file in order gives.
+"""Reading frames by number: every short cut must give, bit for bit, what decoding the whole file in order
+gives.
 
-The rendered videos carry each frame's number in its picture, as bright and dark blocks, so that a frame that is one off
-is caught even if both decoders were wrong in the same way.
+The rendered videos carry each frame's number in its picture, as bright and dark blocks, so that a frame
+that is one off is caught even if both decoders were wrong in the same way.
 """
 
 import io
@@ -35,7 +36,9 @@ BITS = 2 * COLUMNS
 
 
 def picture(number: int, width: int = 112, height: int = 80) -> np.ndarray:
-    """A frame whose top two rows of blocks spell ``number`` in binary, above moving stripes and a little noise."""
+    """A frame whose top two rows of blocks spell ``number`` in binary, above moving stripes and a little
+    noise.
+    """
     rows, columns = np.mgrid[0:height, 0:width]
     grey = 128 + 90 * np.sin((columns + 3 * number) / 7.0) * np.cos((rows - number) / 5.0)
     grey += np.random.default_rng(number).normal(0, 4, size=grey.shape)
@@ -70,7 +73,9 @@ def encode(
     change: Callable[[list[Any]], list[Any]] | None = None,
     patch: Callable[[bytes], bytes] | None = None,
 ) -> Path:
-    """Write frames 0 … count-1 with ``times`` (ms) if given. ``change`` alters the packets, ``patch`` the file."""
+    """Write frames 0 … count-1 with ``times`` (ms) if given. ``change`` alters the packets, ``patch`` the
+    file.
+    """
     with av.open(path, "w", options=container or {}) as output:
         stream = output.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height = size
@@ -95,16 +100,16 @@ def encode(
 
 def hide_first(data: bytes, frames: int = 7) -> bytes:
     """An mp4 whose edit list starts ``frames`` frames late, as trimming without re-encoding leaves it."""
-    at = (
-        data.index(b"elst") + 12
-    )  # past name, version and flags, count: length (ms), start (ticks of 1/12800 s)
+    at = data.index(b"elst") + 12  # past name, version and flags, count: length (ms), start (ticks of 1/12800 s)
     length, start = (int.from_bytes(data[at + 4 * k : at + 4 * k + 4], "big") for k in range(2))
     shorter = (length - frames * 40).to_bytes(4, "big") + (start + frames * 512).to_bytes(4, "big")
     return data[:at] + shorter + data[at + 8 :]
 
 
 def hide_some(packets: list[Any]) -> list[Any]:
-    """Every sixth VP8 picture made one that is referred to and not shown, as the encoder's second pass makes them."""
+    """Every sixth VP8 picture made one that is referred to and not shown, as the encoder's second pass
+    makes them.
+    """
     result = []
     for number, packet in enumerate(packets):
         if number % 6 == 5:
@@ -246,7 +251,8 @@ VIDEOS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
         {"options": {"preset": "12", "g": "24", "svtav1-params": "lp=1"}},
     ),
 }
-# Those that must be entered in the middle: were they decoded in order, the answers would be right and the point missed.
+# Those that must be entered in the middle: were they decoded in order, the answers would be right and the
+# point missed.
 ENTERED = {
     "h264 GOP 12",
     "h264 GOP 12, mkv",
@@ -368,9 +374,7 @@ def test_one_late_frame_does_not_cost_the_whole_file(
 
 
 @pytest.mark.parametrize("name", ["h264 GOP 250", "h264, deep pyramid", "mpeg4 mp4, B-frames"])
-def test_frames_nothing_refers_to_are_skipped(
-    videos: Library, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_nothing_refers_to_are_skipped(videos: Library, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path, frames, _ = videos(name)
     given = 0
     plain = VideoFile._decode
@@ -418,9 +422,7 @@ def test_hidden_packets_are_there_and_not_counted(videos: Library) -> None:
         assert packets > len(frames), name
 
 
-def test_index_is_a_small_value_that_replaces_the_pass(
-    videos: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_index_is_a_small_value_that_replaces_the_pass(videos: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("h264 GOP 12", "vp9", "h264, B-frames in avi", "h264, mpegts", "h264, edit list"):
         path, frames, _ = videos(name)
         with VideoFile(path) as video:
@@ -517,9 +519,7 @@ def test_segment_is_the_frames_from_start_to_before_end(videos: Library, name: s
         with open_frames(path, start=times[first], end=times[last]) as video:
             assert video.num_frames == last - first
             np.testing.assert_array_equal(video.read([0, video.num_frames - 1]), frames[[first, last - 1]])
-            with pytest.raises(
-                IndexError, match=f"frame {last - first} asked for, but it has {last - first}"
-            ):
+            with pytest.raises(IndexError, match=f"frame {last - first} asked for, but it has {last - first}"):
                 video.read([last - first])
         with open_frames(path, start=times[first] + 0.003) as video:
             assert video.num_frames == len(frames) - first - 1
@@ -709,7 +709,7 @@ def test_array_frames() -> None:
         ArrayFrames(array, start=0.2)
     with pytest.raises(ValueError, match=r"\(T, H, W, 3\), got array.shape = \(10, 3, 6, 8\)"):
         open_frames(array.transpose(0, 3, 1, 2))
-    with pytest.raises(TypeError, match="uint8 RGB, got array.dtype = dtype"):
+    with pytest.raises(TypeError, match="uint8 RGB, got array"):
         open_frames(array.astype(np.float32))
     with pytest.raises(DecodeError, match="no frames"):
         open_frames(array[:0])
@@ -722,9 +722,7 @@ def folder_of(path: Path, names: list[str]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "pattern", ["img_{:05d}.jpg", "{:06d}.jpg", "frame{}.JPEG", "v_Clip_g01_c02-{:03d}.jpg"]
-)
+@pytest.mark.parametrize("pattern", ["img_{:05d}.jpg", "{:06d}.jpg", "frame{}.JPEG", "v_Clip_g01_c02-{:03d}.jpg"])
 def test_frame_folder_counts_by_number(tmp_path: Path, pattern: str) -> None:
     folder = folder_of(tmp_path / "f", [pattern.format(number + 1) for number in range(12)])
     (folder / "flow_x_00001.jpg").write_bytes(b"")
@@ -741,9 +739,7 @@ def test_frame_folder_counts_by_number(tmp_path: Path, pattern: str) -> None:
 
 def test_frame_folder_with_faults(tmp_path: Path) -> None:
     gap = folder_of(tmp_path / "gap", [f"img_{number:05d}.jpg" for number in (1, 2, 3, 5)])
-    with pytest.raises(
-        DecodeError, match=r"gap: frame 4 is missing \(after img_00003.jpg comes img_00005.jpg\)"
-    ):
+    with pytest.raises(DecodeError, match=r"gap: frame 4 is missing \(after img_00003.jpg comes img_00005.jpg\)"):
         open_frames(gap)
     twice = folder_of(tmp_path / "twice", ["img_1.jpg", "img_01.jpg"])
     with pytest.raises(DecodeError, match="frame 1 is there twice"):

@@ -118,7 +118,9 @@ def test_every_parameter_gets_a_gradient(name: str, options: dict[str, Any]) -> 
     assert [key for key, value in model.named_parameters() if value.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["stm_resnet18", "stm_resnet50", "stc_resnet50", "stw_resnet50", "tam_resnet18"])
+@pytest.mark.parametrize(
+    "name", ["stm_resnet18", "stm_resnet50", "stc_resnet50", "stw_resnet50", "tam_resnet18"]
+)
 def test_one_frame_and_odd_sizes(name: str) -> None:
     model = small(name, num_frames=1)
     assert model(torch.randn(1, 1, 3, 57, 75)).isfinite().all()
@@ -226,7 +228,8 @@ def test_wrong_arguments_say_what_is_right(call: dict[str, Any], message: str) -
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [((1, 5, 3, 32, 32), "made for 4 frames.*got 5"), ((4, 3, 32, 32), r"\(N, T, 3, H, W\)")]
+    ("shape", "message"),
+    [((1, 5, 3, 32, 32), "made for 4 frames.*got 5"), ((4, 3, 32, 32), r"\(N, T, 3, H, W\)")],
 )
 def test_wrong_clip_says_what_is_right(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -268,11 +271,17 @@ def test_real_imagenet_weights_recognise_an_image_network(shared: Path) -> None:
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"nothing in it matches stm_resnet18; its keys begin encoder\.weight"):
-        load_weights(create_model("stm_resnet18", num_classes=2), tmp_path / "other.safetensors", name="stm_resnet18")
+    with pytest.raises(
+        ValueError, match=r"nothing in it matches stm_resnet18; its keys begin encoder\.weight"
+    ):
+        load_weights(
+            create_model("stm_resnet18", num_classes=2), tmp_path / "other.safetensors", name="stm_resnet18"
+        )
     save_file(image_state(18), tmp_path / "narrow.safetensors")
     with pytest.raises(ValueError, match="other shapes than stm_resnet18's"):
-        load_weights(create_model("stm_resnet18", num_classes=2), tmp_path / "narrow.safetensors", name="stm_resnet18")
+        load_weights(
+            create_model("stm_resnet18", num_classes=2), tmp_path / "narrow.safetensors", name="stm_resnet18"
+        )
 
 
 class _Runs:

@@ -1,7 +1,7 @@
 """The rendered data: no picture tells the direction of time, and what was asked for is what is written."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -19,9 +19,7 @@ from clipwise.data import synthetic
 from clipwise.data.synthetic import PAIRS, render, synthesize
 
 Pictures = NDArray[np.uint8]
-Twins = dict[
-    tuple[str, str], list[tuple[Pictures, Pictures]]
-]  # of each pair, the decoded videos of each scene
+Twins = dict[tuple[str, str], list[tuple[Pictures, Pictures]]]  # of each pair, the decoded videos of each scene
 SCENES = 24
 
 
@@ -53,9 +51,7 @@ def features(pictures: Pictures) -> NDArray[np.float32]:
         step = side // cells
         return values.reshape(n, cells, step, cells, step).mean((2, 4)).reshape(n, -1)
 
-    detail = np.abs(
-        4 * grey - np.roll(grey, 1, 1) - np.roll(grey, -1, 1) - np.roll(grey, 1, 2) - np.roll(grey, -1, 2)
-    )
+    detail = np.abs(4 * grey - np.roll(grey, 1, 1) - np.roll(grey, -1, 1) - np.roll(grey, 1, 2) - np.roll(grey, -1, 2))
     across = np.abs(np.diff(grey, axis=2)).mean(1)  # by column: jumps at the borders of 8×8 blocks stand out
     down = np.abs(np.diff(grey, axis=1)).mean(2)
     blocks = [steps[:, k::8].mean(1, keepdims=True) for steps in (across, down) for k in range(8)]
@@ -86,7 +82,7 @@ def judge_by_statistics(
 def judge_by_network(
     pictures: Pictures, direction: NDArray[np.int64], pair: NDArray[np.int64], train: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """A convolutional network that sees the picture and, amplified, its finest detail; an output for each pair."""
+    """A network that sees the picture and, amplified, its finest detail; an output for each pair."""
 
     def layer(channels_in: int, channels: int) -> nn.Module:
         convolution = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
@@ -95,9 +91,7 @@ def judge_by_network(
     def look(x: Tensor) -> Tensor:
         x = x.float() / 255 - 0.5
         detail = x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        return F.pixel_unshuffle(torch.cat([x, 8 * detail], 1), 2).contiguous(
-            memory_format=torch.channels_last
-        )
+        return F.pixel_unshuffle(torch.cat([x, 8 * detail], 1), 2).contiguous(memory_format=torch.channels_last)
 
     torch.manual_seed(0)
     x_NCHW = torch.from_numpy(pictures).permute(0, 3, 1, 2)
@@ -106,11 +100,9 @@ def judge_by_network(
     network.extend([nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(192, int(pair.max()) + 1)])
     network.to(memory_format=torch.channels_last)
     index = torch.from_numpy(np.flatnonzero(train))
-    epochs, batch = 10, 64
+    epochs, batch = 8, 64
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, 4e-3, total_steps=epochs * (len(index) // batch)
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=epochs * (len(index) // batch))
     for _ in range(epochs):
         for chosen in index[torch.randperm(len(index))].split(batch)[: len(index) // batch]:
             logits = network(look(x_NCHW[chosen])).gather(1, column[chosen])[:, 0]
@@ -126,14 +118,23 @@ def judge_by_network(
 
 
 JUDGES = {"statistics": judge_by_statistics, "network": judge_by_network}
+FOLDS = {"statistics": (0, 1, 2), "network": (2,)}  # the thirds of the scenes that are held out in turn
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # pictures this small gain nothing from more
+    yield
+    torch.set_num_threads(threads)
 
 
 def leak(twins: Twins, judge: str) -> dict[str, float]:
     """By how many points a per-picture classifier beats chance on scenes it was not trained on.
 
-    One figure for each pair, one for all and one for the first and last three pictures of all videos, where an
-    encoder does special things. Every scene is there in both directions, so a scene's looks help nothing, and
-    as a classifier that sees no difference answers alike for both, the figures vary little by chance.
+    One figure for each pair, one for all and one for the first and last three pictures of all videos, where
+    an encoder does special things. Every scene is there in both directions, so a scene's looks help nothing,
+    and as a classifier that sees no difference answers alike for both, the figures vary little by chance.
     """
     taken = []  # (pictures, direction, pair, scene, whether at an end) of each video
     for p, videos in enumerate(twins.values()):
@@ -142,14 +143,18 @@ def leak(twins: Twins, judge: str) -> dict[str, float]:
                 place = np.arange(len(pictures))
                 end = np.minimum(place, place[::-1]) < 3
                 # Both directions show the same moments of the scene.
-                chosen = end | ((place if direction == 0 else place[::-1]) % 4 == 0)
+                chosen = end | ((place if direction == 0 else place[::-1]) % 3 == 0)
                 one = np.ones(chosen.sum(), np.int64)
                 taken.append((pictures[chosen], direction * one, p * one, scene * one, end[chosen]))
     pictures, direction, pair, scene, end = (np.concatenate(parts) for parts in zip(*taken, strict=True))
-    held_out = scene % 3 == 2
-    right = JUDGES[judge](pictures, direction, pair, ~held_out) == (direction == 1)
+    right, judged = np.zeros(len(scene), bool), np.zeros(len(scene), bool)
+    for fold in FOLDS[judge]:
+        held_out = scene % 3 == fold
+        answers = JUDGES[judge](pictures, direction, pair, ~held_out)
+        right[held_out] = (answers == (direction == 1))[held_out]
+        judged |= held_out
     among = {first: pair == p for p, (first, _) in enumerate(twins)} | {"ends": end, "all": pair >= 0}
-    return {name: 100.0 * float(right[held_out & these].mean()) - 50.0 for name, these in among.items()}
+    return {name: 100.0 * float(right[judged & these].mean()) - 50.0 for name, these in among.items()}
 
 
 @pytest.fixture(scope="module")
@@ -202,22 +207,19 @@ def _encode_plainly(pictures: Pictures, path: Path, **options: str) -> Pictures:
     return decode(path)
 
 
-@pytest.mark.parametrize("judge", JUDGES)
-def test_coarser_compression_of_one_class_is_reported(twins: Twins, tmp_path: Path, judge: str) -> None:
+def test_coarser_compression_of_one_class_is_reported(twins: Twins, tmp_path: Path) -> None:
     planted = _planted(twins, lambda b: _encode_plainly(b, tmp_path / "again.mp4", qp="18"))
-    assert leak(planted, judge)["all"] > 3.0
+    assert leak(planted, "statistics")["all"] > 3.0
 
 
 def test_careless_encoding_is_reported(tmp_path: Path) -> None:
-    """The pictures are as they should be, but x264's usual settings treat a file's beginning unlike its end."""
+    """The pictures are right, but x264's usual settings treat a file's beginning unlike its end."""
     path = tmp_path / "plain.mp4"
 
     def video(label: str, index: int) -> Pictures:
         return _encode_plainly(render(label, index, seed=3), path, crf="26")
 
-    careless = {
-        (a, b): [(video(a, i), video(b, i)) for i in range(SCENES)] for a, b in (PAIRS[0], PAIRS[1], PAIRS[7])
-    }
+    careless = {(a, b): [(video(a, i), video(b, i)) for i in range(SCENES)] for a, b in PAIRS[:2]}
     points = leak(careless, "network")
     assert points["all"] > 6.0
     assert points["ends"] > 6.0
@@ -275,9 +277,7 @@ def test_a_set_depends_on_seed_alone_and_a_smaller_one_is_its_beginning(tmp_path
         progress=lambda *counts: done.append(counts),
         **options,
     )
-    small = synthesize(
-        tmp_path / "small", videos_per_class=4, pairs=["moves_up", "opens/closes"][:1], **options
-    )
+    small = synthesize(tmp_path / "small", videos_per_class=4, pairs=["moves_up", "opens/closes"][:1], **options)
     other = synthesize(tmp_path / "other", videos_per_class=4, pairs=[PAIRS[1]], seed=1, **options)
     assert done == [(i, 48) for i in range(1, 49)]
     everything, part, different = (content(path.parent) for path in (large, small, other))
@@ -353,9 +353,7 @@ def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_rendered(tmp
     folder.mkdir()  # an empty one will do
     synthesize(folder, **options)
     before = content(folder)
-    with pytest.raises(
-        ValueError, match=r"out: exists and is not empty; choose another folder or ask to overwrite"
-    ):
+    with pytest.raises(ValueError, match=r"out: exists and is not empty; choose another folder or ask to overwrite"):
         synthesize(folder, **options)
     synthesize(folder, overwrite=True, seed=1, **options)
     after = content(folder)

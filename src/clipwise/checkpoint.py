@@ -23,19 +23,35 @@ from safetensors.torch import save_file
 from torch import nn
 
 from clipwise.config import ModelConfig, ViewsConfig
+from clipwise.data.manifest import class_list_hash
 from clipwise.models.registry import create_model
 from clipwise.models.resnet import ResNet
 from clipwise.models.weights import read_state_dict
 
-__all__ = ["Checkpoint", "class_list_hash", "read_checkpoint", "versions", "write_card", "write_weights", "written_whole"]
+__all__ = [
+    "Card",
+    "Checkpoint",
+    "command_line",
+    "device_name",
+    "read_card",
+    "read_checkpoint",
+    "versions",
+    "write_card",
+    "write_weights",
+    "written_whole",
+]
 
 CARD = "model.json"
 _FORMAT = 1
 
 
-def class_list_hash(classes: Sequence[str]) -> str:
-    """SHA-256 of the class names in their order."""
-    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
+@dataclass(frozen=True)
+class Card:
+    """What ``model.json`` says."""
+
+    config: ModelConfig
+    classes: tuple[str, ...]
+    views: ViewsConfig
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,16 @@ class Checkpoint:
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that results depend on."""
     found = {"python": platform.python_version()}
-    for name in ("clipwise", "torch", "numpy", "av", "pytorch-lightning", "safetensors", "kornia", "torchmetrics"):
+    for name in (
+        "clipwise",
+        "torch",
+        "numpy",
+        "av",
+        "pytorch-lightning",
+        "safetensors",
+        "kornia",
+        "torchmetrics",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -101,19 +126,14 @@ def write_weights(model: nn.Module, path: Path) -> None:
         save_file(tensors, partial)
 
 
-def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best") -> Checkpoint:
-    """Read a folder written by ``clipwise train``, or one of its weight files.
-
-    Args:
-        path: the folder, or a ``.safetensors`` file inside it.
-        which: the weights to take from a folder; ``last`` where there is no ``best`` (a run without validation).
+def read_card(path: str | Path) -> Card:
+    """Read ``model.json`` of a folder, or beside a weight file.
 
     Raises:
-        ValueError: if it is no such folder, was written by a newer version, or its parts do not belong together.
+        ValueError: if there is none, it is damaged, or was written by a newer version.
     """
     path = Path(path)
-    folder, weights = (path, None) if path.is_dir() else (path.parent, path)
-    card_file = folder / CARD
+    card_file = (path if path.is_dir() else path.parent) / CARD
     if not card_file.is_file():
         what = "no such file or folder" if not path.exists() else f"holds no {CARD}"
         raise ValueError(f"{path}: {what}; give a folder that `clipwise train` wrote, or a weight file inside one")
@@ -127,7 +147,9 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
             weights=None,
             options=card["model"]["options"],
         )
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in card["views"].items()}
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in card["views"].items()
+        }
         views = ViewsConfig(**fields)
         digest = card["classes_sha256"]
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -136,6 +158,23 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
         raise ValueError(f"{card_file}: format {version}, this version reads {_FORMAT}; update clipwise")
     if digest != class_list_hash(classes):
         raise ValueError(f"{card_file}: the class list was changed after training; restore it")
+    return Card(config, classes, views)
+
+
+def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best") -> Checkpoint:
+    """Read a folder written by ``clipwise train``, or one of its weight files.
+
+    Args:
+        path: the folder, or a ``.safetensors`` file inside it.
+        which: the weights to take from a folder; ``last`` where there is no ``best`` (a run without validation).
+
+    Raises:
+        ValueError: if it is no such folder, was written by a newer version, or its parts do not belong together.
+    """
+    card = read_card(path)
+    path = Path(path)
+    folder, weights = (path, None) if path.is_dir() else (path.parent, path)
+    config, classes = card.config, card.classes
     if weights is None:
         weights = folder / f"{which}.safetensors"
         if which == "best" and not weights.is_file():
@@ -150,16 +189,23 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
     reshaped = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     if missing or foreign or reshaped:
         raise ValueError(
-            f"{weights}: not the weights of the {config.name} that {card_file} describes: {len(missing)} tensors are "
-            f"missing, {len(foreign)} are not its own, {len(reshaped)} have another shape "
+            f"{weights}: not the weights of the {config.name} that {folder / CARD} describes: {len(missing)} tensors "
+            f"are missing, {len(foreign)} are not its own, {len(reshaped)} have another shape "
             f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {CARD} of one run together"
         )
     model.load_state_dict(state)
     with weights.open("rb") as stream:
         weights_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Checkpoint(model.eval(), config, classes, views, weights, weights_sha256)
+    return Checkpoint(model.eval(), config, classes, card.views, weights, weights_sha256)
 
 
 def command_line() -> str:
     """The command as the user gave it, without the machine's path to it."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def device_name(device: torch.device | None = None) -> str:
+    """The hardware that numbers were made on; the GPU where there is one, unless another device is named."""
+    if device.type == "cuda" if device else torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)"

@@ -22,6 +22,7 @@ __all__ = [
     "ViewsConfig",
     "config_from_mapping",
     "load_config",
+    "override_views",
     "recipe_names",
 ]
 
@@ -237,6 +238,20 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     return config_from_mapping(values, source=str(recipe) if recipe is not None else "the command line")
 
 
+def override_views(views: ViewsConfig, overrides: Sequence[str]) -> ViewsConfig:
+    """A testing protocol changed by overrides such as ``views.crops=3``.
+
+    Raises:
+        ValueError: for a field outside ``views``, or a value that does not fit.
+    """
+    values: dict[str, Any] = {"views": dataclasses.asdict(views)}
+    for override in overrides:
+        if not override.startswith("views."):
+            raise ValueError(f"only fields of views can be set here, such as views.crops=3; got {override!r}")
+        _apply_override(values, override)
+    return config_from_mapping(values, source="the command line").views
+
+
 def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:
     """Check plain values and make them a :class:`Config`; ``source`` is named in messages.
 
@@ -255,7 +270,10 @@ def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:
                 lines.append(f"{where}: there is no such field{_fields_of(problem['loc'])}")
             else:
                 message = problem["msg"].removeprefix("Value error, ")
-                lines.append(f"{where}: {message}" + ("" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"))
+                lines.append(
+                    f"{where}: {message}"
+                    + ("" if isinstance(problem["input"], dict) else f", got {problem['input']!r}")
+                )
         raise ValueError(f"{source}: " + "; ".join(lines)) from error
 
 

@@ -31,7 +31,8 @@ def unfold(x: Tensor, frames: int) -> Tensor:
     """
     if x.shape[0] % frames:
         raise ValueError(f"a folded batch of {x.shape[0]} frames is no whole number of clips of {frames} frames")
-    return x.unflatten(0, (x.shape[0] // frames, frames))
+    clips: Tensor = x.unflatten(0, (x.shape[0] // frames, frames))
+    return clips
 
 
 def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:

@@ -22,9 +22,7 @@ _INK, _QUIET = "#222222", "#777777"
 _NUMBERS_UP_TO = 20  # classes: with more, a cell's number would be smaller than the eye reads
 
 
-def confusion_matrix(
-    path: str | os.PathLike[str], confusion: ArrayLike, classes: Sequence[str], title: str
-) -> None:
+def confusion_matrix(path: str | os.PathLike[str], confusion: ArrayLike, classes: Sequence[str], title: str) -> None:
     """Draw C×C counts, confusion[label][predicted], each row as shares of that class's videos.
 
     Numbers (percent) are shown for up to 20 classes; the picture grows with more
@@ -61,15 +59,11 @@ def confusion_matrix(
     axes.tick_params(length=0, pad=2)
     axes.set_xticks(np.arange(number + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(number + 1) - 0.5, minor=True)
-    axes.grid(
-        which="minor", color="#DDDDDD" if number > _NUMBERS_UP_TO else "white", linewidth=min(1, cell * 3)
-    )
+    axes.grid(which="minor", color="#DDDDDD" if number > _NUMBERS_UP_TO else "white", linewidth=min(1, cell * 3))
     axes.tick_params(which="minor", length=0)
     for label in np.flatnonzero(videos[:, 0] == 0):
         axes.add_patch(
-            Rectangle(
-                (-0.5, label - 0.5), number, 1, hatch="////", facecolor="#F2F2F2", edgecolor="#BBBBBB", lw=0
-            )
+            Rectangle((-0.5, label - 0.5), number, 1, hatch="////", facecolor="#F2F2F2", edgecolor="#BBBBBB", lw=0)
         )
     if number <= _NUMBERS_UP_TO:
         for label, predicted in zip(*np.nonzero(counts), strict=True):
@@ -118,8 +112,7 @@ def pair_accuracy(
     """
     if not pairs or not 1 <= len(results) <= len(_COLOURS):
         raise ValueError(
-            f"at least one pair and 1 to {len(_COLOURS)} networks can be drawn; "
-            f"got {len(pairs)} and {len(results)}"
+            f"at least one pair and 1 to {len(_COLOURS)} networks can be drawn; got {len(pairs)} and {len(results)}"
         )
     for network, accuracies in results.items():
         if len(accuracies) != len(pairs) or not all(0 <= accuracy <= 100 for accuracy in accuracies):
@@ -184,8 +177,7 @@ def frame_strip(path: str | os.PathLike[str], rows: Sequence[tuple[str, NDArray[
     for label, frames in rows:
         if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or frames.dtype != np.uint8:
             raise ValueError(
-                f"{label}: frames must be (T, H, W, 3) uint8, none of them 0; "
-                f"got {frames.shape} {frames.dtype}"
+                f"{label}: frames must be (T, H, W, 3) uint8, none of them 0; got {frames.shape} {frames.dtype}"
             )
     # Inches. The longest row is as wide as a README, unless that would make its frames too high.
     gap, heading, edge = 0.04, 0.26, 0.12
@@ -205,9 +197,7 @@ def frame_strip(path: str | os.PathLike[str], rows: Sequence[tuple[str, NDArray[
             axes.imshow(frame, aspect="auto", interpolation="antialiased")
             axes.set_axis_off()
         top -= 0.1
-    figure.text(
-        1 - edge / width, 1 - (edge + 0.05) / height, "time →", fontsize=9, color=_QUIET, va="top", ha="right"
-    )
+    figure.text(1 - edge / width, 1 - (edge + 0.05) / height, "time →", fontsize=9, color=_QUIET, va="top", ha="right")
     _save(figure, path)
 
 

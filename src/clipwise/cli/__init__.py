@@ -3,7 +3,7 @@
 import os
 import sys
 
-from clipwise.cli.app import app, console
+from clipwise.cli.app import app, say
 
 __all__ = ["main"]
 
@@ -16,7 +16,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        console.print("stopped")
+        say("stopped")
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output, such as `head`, is gone: that is its right.
@@ -25,6 +25,5 @@ def main() -> None:
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("CLIPWISE_TRACEBACK"):
             raise
-        console.print(f"[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False, highlight=False)
+        say(str(error), error=True)
         sys.exit(1)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["app", "console", "counting", "write_json"]
+__all__ = ["app", "console", "counting", "say", "write_json"]
 
 app = typer.Typer(
     name="clipwise",
@@ -49,6 +49,13 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     with bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def say(message: str, *, error: bool = False) -> None:
+    """Print a line to stderr as it is, without wrapping it or reading markup in it; ``error`` puts that word before."""
+    if error:
+        console.print("[bold red]error:[/] ", end="")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_json(path: Path, value: Any) -> None:

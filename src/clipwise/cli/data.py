@@ -1,1 +1,91 @@
-"""``clipwise data``"""
+"""``clipwise data``: make and prepare data."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from clipwise.cli.app import app, counting, say
+
+data = typer.Typer(help="Make and prepare data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+def synthesize(
+    output: Annotated[Path, typer.Argument(help="The folder to make.")],
+    videos_per_class: Annotated[int, typer.Option("--videos", "-n", min=1, help="Videos a class.")] = 50,
+    size: Annotated[int, typer.Option(min=16, help="Pixels of a side, even.")] = 112,
+    pairs: Annotated[int | None, typer.Option(min=1, help="How many pairs of classes; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    val_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of videos for validation.")] = 0.25,
+    codec: Annotated[Literal["h264", "vp9", "mpeg4"], typer.Option()] = "h264",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Render encoded videos whose class is the order of events: moves left or right, opens or closes …
+
+    No single frame tells the class: the second class of a pair is the first one's frames reversed before encoding.
+
+    Example: `clipwise data synthesize synthetic/ --videos 80 --size 64`
+    """
+    from clipwise.data.synthetic import synthesize as render
+
+    with counting("videos") as progress:
+        manifest = render(
+            output,
+            pairs=pairs,
+            videos_per_class=videos_per_class,
+            size=size,
+            seed=seed,
+            val_share=val_share,
+            codec=codec,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    say(f"written: {manifest}; train on it with: clipwise train {manifest}")
+
+
+@data.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="A folder of class folders, or a manifest CSV.")],
+    output: Annotated[Path, typer.Argument(help="The *.pack file to write.")],
+    pixel_format: Annotated[
+        Literal["jpeg", "uint8"], typer.Option("--format", help="uint8 keeps every pixel; jpeg is a tenth of the size.")
+    ] = "jpeg",
+    short_side: Annotated[int | None, typer.Option(min=16, help="Shrink to this; kept if left out.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.")] = 95,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if left out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out videos that cannot be decoded, and name them.")
+    ] = False,
+) -> None:
+    """Decode all videos once into one file, from which training needs no decoder.
+
+    Example: `clipwise data pack videos/ videos.pack --short-side 256`
+    """
+    from clipwise.data.manifest import Manifest
+    from clipwise.data.pack import pack as write
+
+    manifest = Manifest.read(source)
+    manifest.check_files()
+    with counting("videos") as progress:
+        report = write(
+            manifest,
+            output,
+            format=pixel_format,
+            short_side=short_side,
+            quality=quality,
+            workers=workers,
+            overwrite=overwrite,
+            on_error="skip" if skip_unreadable else "raise",
+            progress=progress,
+        )
+    say(
+        f"written: {report.path}: {report.videos} videos, {report.frames} frames, {report.bytes / 1e6:.0f} MB",
+    )
+    if report.skipped:
+        say(f"{len(report.skipped)} videos could not be decoded and are not in it:")
+        for skipped in report.skipped:
+            say(f"  {skipped}")
+        raise typer.Exit(1)

@@ -1,1 +1,107 @@
 """``clipwise evaluate``"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from clipwise.cli.app import app, counting, say, write_json
+
+if TYPE_CHECKING:
+    from clipwise.evaluation.protocols import Evaluation
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that `clipwise train` wrote, or a weight file in one.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Labelled videos: folder, manifest or pack. The run's validation videos if left out."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of the data.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="Which of the folder's weights.")] = "best",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="views.FIELD=VALUE", help="Another protocol, such as views.crops=3."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The result file; evaluation.json in the folder if left out.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips through the network at a time.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
+    precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="As in training if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Test a network: top-1, top-5, mean-class accuracy, a table of classes and the confusion matrix.
+
+    Example: `clipwise evaluate runs/mine test/ --set views.sampling=random --set views.clips=10 --set views.crops=3`
+
+    Exit status 1 where a video could not be read: the figures are then not those of the whole set.
+    """
+    from clipwise.analysis.plots import confusion_matrix
+    from clipwise.checkpoint import read_card
+    from clipwise.config import override_views
+    from clipwise.evaluation.run import evaluate as run
+
+    views = override_views(read_card(checkpoint).views, overrides) if overrides else None
+    with counting("videos") as progress:
+        result = run(
+            checkpoint,
+            data,
+            split=split,
+            which=weights,
+            views=views,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    target = output or folder / "evaluation.json"
+    write_json(target, result.record)
+    evaluation = result.evaluation
+    picture = target.with_suffix(".png")
+    title = f"{result.record['checkpoint']['model']['name']}, {len(evaluation.names)} videos"
+    confusion_matrix(picture, evaluation.video.confusion, result.classes, title)
+    if as_json:
+        typer.echo(json.dumps(result.record, ensure_ascii=False))
+    else:
+        _print_tables(evaluation)
+    say(f"written: {target}, {picture}")
+    if evaluation.short:
+        say(
+            f"{len(evaluation.short)} videos have fewer frames than a clip, so some of their frames were repeated: "
+            f"{', '.join(evaluation.short[:3])}",
+        )
+    if evaluation.unreadable:
+        say(f"{len(evaluation.unreadable)} videos could not be read and are not in the figures:")
+        for failure in evaluation.unreadable[:5]:
+            say(f"  {failure.path}: {failure.reason}")
+        raise typer.Exit(1)
+
+
+def _print_tables(evaluation: "Evaluation") -> None:
+    from rich.console import Console
+
+    out = Console()
+    figures = Table("level", "videos", "top-1", "top-5", "mean class")
+    for level, metrics in (("video", evaluation.video), ("clip", evaluation.clip)):
+        figures.add_row(
+            level,
+            str(metrics.videos),
+            f"{metrics.top1:.1f}",
+            f"{metrics.top5:.1f}",
+            f"{metrics.mean_class_accuracy:.1f}",
+        )
+    classes = Table("class", "videos", "accuracy", "mostly taken for")
+    for row in evaluation.video.per_class:
+        classes.add_row(
+            row.name,
+            str(row.videos),
+            "" if row.accuracy is None else f"{row.accuracy:.1f}",
+            "" if row.confused_with is None else f"{row.confused_with} ({row.confused_videos})",
+        )
+    out.print(figures)
+    out.print(classes)

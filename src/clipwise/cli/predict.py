@@ -1,1 +1,81 @@
 """``clipwise predict``"""
+
+import glob
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clipwise.cli.app import app, say
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that `clipwise train` wrote, or a weight file in one.")],
+    sources: Annotated[list[str], typer.Argument(help="Video files, folders of them, or quoted patterns.")],
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to name.")] = 5,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="Which of the folder's weights.")] = "best",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is autocast.")] = "fp32",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a video.")] = False,
+) -> None:
+    """Say what videos show.
+
+    Example: `clipwise predict runs/mine clip.mp4 'holiday/*.mov' --top-k 3`
+
+    A video that cannot be read does not stop the rest; the exit status is then 1.
+    """
+    from clipwise.data.decode import DecodeError
+    from clipwise.inference.predictor import load
+
+    videos = _videos(sources)
+    predictor = load(checkpoint, which=weights, precision=precision)
+    failed = 0
+    out = Console()
+    for video, result in zip(videos, predictor.each(videos, top_k=top_k), strict=True):
+        if isinstance(result, DecodeError):
+            failed += 1
+            if as_json:
+                typer.echo(json.dumps({"video": str(video), "error": result.reason}, ensure_ascii=False))
+            say(str(result), error=True)
+            continue
+        if result.num_frames < predictor.num_frames:
+            say(
+                f"{video}: {result.num_frames} frames, the network takes {predictor.num_frames}: some were repeated",
+            )
+        if as_json:
+            top = [{"label": label, "score": round(score, 6)} for label, score in result.top]
+            typer.echo(json.dumps({"video": str(video), "top": top}, ensure_ascii=False))
+        else:
+            table = Table("class", "score", title=str(video), title_justify="left", min_width=40)
+            for label, score in result.top:
+                table.add_row(label, f"{score:.3f}")
+            out.print(table)
+    if failed:
+        say(f"{failed} of {len(videos)} videos could not be read")
+        raise typer.Exit(1)
+
+
+def _videos(sources: Iterable[str]) -> list[Path]:
+    """Files and frame folders that the arguments name, in order; folders of videos are searched through."""
+    from clipwise.data.manifest import find_videos
+
+    found: list[Path] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            inside = find_videos(path)
+            if not inside:
+                raise ValueError(f"{path}: holds no videos and no frame folders")
+            found += inside
+        elif path.exists() or not glob.has_magic(source):
+            found.append(path)  # a missing file is reported in its turn
+        else:
+            matched = sorted(glob.glob(source, recursive=True))
+            if not matched:
+                raise ValueError(f"{source}: no file matches this pattern")
+            found += [Path(name) for name in matched]
+    return found

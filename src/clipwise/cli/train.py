@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from clipwise.cli.app import app, console
+from clipwise.cli.app import app, console, say
 
 if TYPE_CHECKING:
     from clipwise.evaluation.protocols import Evaluation
     from clipwise.models.weights import LoadReport
-    from clipwise.training.run import EpochLog, RunResult
+    from clipwise.training.account import EpochLog
+    from clipwise.training.run import RunResult
 
 
 @app.command()
@@ -40,58 +41,51 @@ def train(
 
     Ctrl-C stops after the step in hand; `clipwise train --resume --output runs/mine` goes on from there.
     """
-    from clipwise.training.run import resume_arguments, train_model
+    from clipwise.config import load_config
+    from clipwise.training.api import train as run
 
-    if resume:
-        if recipe or overrides or overwrite:
-            raise ValueError("--resume continues a run as it was begun: leave out --recipe, --set and --overwrite")
-        config, manifest, recipe = resume_arguments(output, data)
-    else:
-        from clipwise.config import load_config
-        from clipwise.data.manifest import Manifest
+    config = load_config(recipe, overrides or ())
+    if show:
+        import yaml
 
-        config = load_config(recipe, overrides or ())
-        if show:
-            import yaml
-
-            typer.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
-            return
-        if data is None:
-            raise ValueError("nothing to train on: give a folder of class folders, a manifest CSV or a *.pack file")
-        manifest = Manifest.read(data)
-    with _Terminal(config.training.batch_size, json_lines) as terminal:
-        result = train_model(
-            config, manifest, output, recipe=recipe, resume=resume, overwrite=overwrite, reporter=terminal
+        typer.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
+        return
+    with _Terminal(json_lines) as terminal:
+        result = run(
+            data,
+            output,
+            recipe=recipe,
+            overrides=overrides or (),
+            resume=resume,
+            overwrite=overwrite,
+            reporter=terminal,
         )
-    _closing(result, config.training.best_by)
+    _closing(result)
     if not result.finished:
         raise typer.Exit(130)
 
 
-def _closing(result: "RunResult", best_by: str) -> None:
+def _closing(result: "RunResult") -> None:
     if not result.finished:
-        console.print(
+        say(
             f"stopped after step {result.step}; go on with: clipwise train --resume --output {result.folder}",
-            highlight=False,
         )
         return
-    best = f", best {best_by.replace('_', ' ')} {result.best:.1f} %" if result.best is not None else ""
-    console.print(f"finished{best}; test it with: clipwise evaluate {result.folder}", highlight=False)
+    best = f" – best validation {result.best:.1f} %" if result.best is not None else ""
+    say(f"finished{best}; test it with: clipwise evaluate {result.folder}")
     if result.short_videos:
         some = ", ".join(result.short_videos[:3])
-        console.print(
+        say(
             f"{len(result.short_videos)} videos have fewer frames than a clip, so some of their frames were repeated: "
             f"{some}; fewer frames a clip (model.num_frames) avoid that",
-            highlight=False,
         )
 
 
 class _Terminal:
     """The run as a person follows it: a bar with clips/s and time left, a line an epoch."""
 
-    def __init__(self, batch_size: int, json_lines: bool) -> None:
+    def __init__(self, json_lines: bool) -> None:
         self.json_lines = json_lines
-        self.batch_size = batch_size
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -117,7 +111,7 @@ class _Terminal:
         name: str,
         parameters: int,
         effective_lr: float,
-        reference: tuple[float, int],
+        batch_sizes: tuple[int, int],
         steps: int,
         epochs: int,
         done: int,
@@ -125,18 +119,23 @@ class _Terminal:
         weights: "LoadReport | None",
     ) -> None:
         self.steps_per_epoch, self.epochs = steps // epochs, epochs
-        console.print(
+        say(
             f"{name}: {parameters / 1e6:.2f} M parameters; {videos[0]} videos to train on, {videos[1]} to validate on\n"
-            f"learning rate {effective_lr:g} at {self.batch_size} clips a step "
-            f"({reference[0]:g} at {reference[1]})",
-            highlight=False,
+            f"learning rate {effective_lr:g} at {batch_sizes[0]} clips a step, "
+            f"from {effective_lr * batch_sizes[1] / batch_sizes[0]:g} at {batch_sizes[1]}",
         )
         if weights:
-            console.print(str(weights), markup=False, highlight=False)
+            say(str(weights))
         if done:
-            console.print(f"going on after step {done} of {steps}", highlight=False)
+            say(f"going on after step {done} of {steps}")
         self.task = self.bar.add_task(
-            "", total=steps, completed=done, epoch=done // self.steps_per_epoch + 1, epochs=epochs, loss=0.0, speed=0.0
+            "",
+            total=steps,
+            completed=done,
+            epoch=done // self.steps_per_epoch + 1,
+            epochs=epochs,
+            loss=0.0,
+            speed=0.0,
         )
         self.then = time.perf_counter()
 
@@ -163,5 +162,5 @@ class _Terminal:
         line += f"  {log.clips_per_second:.1f} clips/s  {log.seconds:.0f} s"
         if evaluation and evaluation.unreadable:
             line += f"  {len(evaluation.unreadable)} validation videos unreadable"
-        console.print(line, highlight=False)
+        say(line)
         self.then = time.perf_counter()

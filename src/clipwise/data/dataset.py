@@ -27,8 +27,8 @@ __all__ = ["Draw", "DrawSampler", "Failure", "TestViews", "TrainingClips", "coll
 class Draw(NamedTuple):
     """What a training clip is made from."""
 
-    index: int
-    """Of the video in the manifest."""
+    video: int
+    """Its index in the manifest."""
     number: int
     """The clip's place in the run, from 0."""
 
@@ -113,9 +113,7 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
         self.seed = seed
         self.mirrored = mirror_labels(manifest.classes) if augmentation.flip else None
         if data.sampling == "dense":
-            self.sample = partial(
-                sampling.dense_train, num_segments=num_frames, stride=data.stride, short=data.short
-            )
+            self.sample = partial(sampling.dense_train, num_segments=num_frames, stride=data.stride, short=data.short)
         elif data.sampling == "tsm":
             self.sample = partial(sampling.segments_train_tsm, num_segments=num_frames)
         else:
@@ -127,9 +125,9 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
     def __getitem__(self, draw: Draw) -> dict[str, Any] | Failure:
         """``clip`` uint8 (T, 3, size, size), ``label``, ``index`` and ``available``, the video's frames; or why not."""
         rng = np.random.default_rng([self.seed, 1, draw.number])
-        label = int(self.manifest.labels[draw.index])
+        label = int(self.manifest.labels[draw.video])
         try:
-            with self.manifest.open(draw.index) as frames:
+            with self.manifest.open(draw.video) as frames:
                 available = frames.num_frames
                 pictures = frames.read(self.sample(available, rng=rng))
         except DecodeError as error:
@@ -150,7 +148,7 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
             partner = self.mirrored[label]
             if partner is not None:
                 clip, label = flip(clip), partner
-        return {"clip": clip, "label": label, "index": draw.index, "available": available}
+        return {"clip": clip, "label": label, "index": draw.video, "available": available}
 
 
 class TestViews(Dataset[dict[str, Any] | Failure]):
@@ -174,7 +172,12 @@ class TestViews(Dataset[dict[str, Any] | Failure]):
                 clips = read_views(frames, self.num_frames, self.views, identity=self.manifest[index].name)
         except DecodeError as error:
             return Failure(error.path, error.reason)
-        return {"clip": clips, "label": int(self.manifest.labels[index]), "index": index, "available": available}
+        return {
+            "clip": clips,
+            "label": int(self.manifest.labels[index]),
+            "index": index,
+            "available": available,
+        }
 
 
 def read_views(frames: Frames, num_frames: int, views: ViewsConfig, *, identity: str) -> Tensor:

@@ -1,25 +1,25 @@
 """Frames by number, from video files, bytes, folders of JPEG frames and arrays.
 
-A video is read in two steps. First its packets are read without decoding (the *index*: when each frame is shown,
-and which packets are keyframes). Then only what the wanted frames need is decoded::
+A video is read in two steps. First its packets are read without decoding (the *index*: when each frame is
+shown, and which packets are keyframes). Then only what the wanted frames need is decoded::
 
-    shown order   0  1  2  3  4  5  6  7  8  9 10 11 12 13        wanted: 2, 12
-    keyframe      K                          K                    (9 is the keyframe before 12)
-    decoded       x     W              .     x        W           start at 0, stop after 2; start at 9, stop after 12
-    skipped          s     s  s  s  s     s     s  s     s        frames that no other frame refers to
+    shown in order  0  1  2  3  4  5  6  7  8  9 10 11 12 13      wanted: 2 and 12
+    keyframes       K                          K                  9 is the keyframe before 12
+    what is done    d  s  W  -  -  -  -  -  -  d  s  d  W  -      decoded, skipped (s), decoded and converted (W)
 
-* start at the last keyframe at or before a wanted frame, and start anew where the way to the next wanted frame passes
-  a keyframe;
+* start at the last keyframe at or before a wanted frame, and start anew where the way to the next wanted
+  frame passes a keyframe;
 * tell the decoder to skip frames that no other refers to (``skip_frame = "NONREF"``), unless they are wanted;
 * stop at the last wanted frame, and convert to RGB only what is wanted.
 
-The result equals, bit for bit, that of decoding the whole file in order. Where a file does not allow a short cut (no
-reliable times, no real keyframes, a stream without an index) it is decoded in order, and never silently wrong:
+The result equals, bit for bit, that of decoding the whole file in order. Where a file does not allow a
+short cut (no reliable times, no real keyframes, a stream without an index) it is decoded in order, and
+never silently wrong:
 
 * AV1 skips nothing: its frames come out wrong otherwise;
 * MPEG-TS and MPEG-PS are never entered in the middle;
-* intra-refresh H.264 marks keyframes that are none: what comes first after a jump must be an intra frame, or the file
-  is decoded in order;
+* intra-refresh H.264 marks keyframes that are none: what comes first after a jump must be an intra frame,
+  or the file is decoded in order;
 * AVI stores no display times: with B-frames its frames are counted as the decoder gives them;
 * edit lists hide frames that must be decoded but do not count; the frame count in a header is never believed.
 
@@ -44,23 +44,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | np.ndarray[Any, Any]"
-"""What can be read: a path (video file or folder of frames), a video's bytes, a binary file object, or frames."""
+"""What can be read: a path (video file or folder of frames), a video's bytes, a binary file, or frames."""
 
 Frame_THWC: TypeAlias = NDArray[np.uint8]
 Int64: TypeAlias = NDArray[np.int64]
 
-# Codecs whose decoder leaves the other frames untouched when it skips those that nothing refers to (AV1 does not).
+# Codecs whose decoder can skip the frames nothing refers to and leave the others as they are (AV1's cannot).
 _SKIPPABLE = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})
 # Codecs whose decoder says of a frame whether it is a keyframe, so that entering at one can be verified.
 _VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
-# Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by commas).
+# Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by
+# commas).
 _SEEKABLE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
 # Packets of files up to this size are kept after the index is built, so that the file is read only once.
 _KEEP_BYTES = 32 * 2**20
 
 
 class DecodeError(ValueError):
-    """A source of frames that cannot be read: ``path`` names it, ``reason`` says why and what to do about it."""
+    """A source of frames that cannot be read: ``path`` names it, ``reason`` says why and what to do."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -74,8 +75,8 @@ class DecodeError(ValueError):
 class Frames(Protocol):
     """What every source of frames offers; use it as a context manager, or call :meth:`close`.
 
-    ``path`` is a name for messages, ``num_frames`` the number of frames (of the segment, where one was asked for) and
-    ``fps`` frames per second, None where nobody knows.
+    ``path`` is a name for messages, ``num_frames`` the number of frames (of the segment, where one was
+    asked for) and ``fps`` frames per second, None where nobody knows.
     """
 
     path: str
@@ -83,9 +84,10 @@ class Frames(Protocol):
     fps: float | None
 
     def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
-        """Frames ``indices`` (0-based, any order, repeats allowed) as uint8 RGB of shape (len(indices), H, W, 3).
+        """Frames ``indices`` (0-based, any order, repeats allowed) as uint8 RGB of shape (len(indices), H,
+        W, 3).
 
-        Raises IndexError for an index outside ``[0, num_frames)``, DecodeError if a wanted frame cannot be had.
+        Raises IndexError for an index outside ``[0, num_frames)``, DecodeError for a frame that is not to be had.
         """
         ...
 
@@ -101,14 +103,16 @@ class Frames(Protocol):
 def open_frames(
     source: Source, *, start: float | None = None, end: float | None = None, fps: float | None = None
 ) -> Frames:
-    """Open a video file, a video's bytes, a file object, a folder of JPEG frames, or an array (T, H, W, 3) uint8.
+    """Open a video file, a video's bytes, a file object, a folder of JPEG frames, or an array (T, H, W, 3)
+    uint8.
 
-    ``start`` and ``end`` (seconds from the first frame; ``end`` exclusive, and allowed to lie past the last frame)
-    choose a segment: ``num_frames`` and the indices given to ``read`` then count from its first frame. ``fps`` states
-    the frame rate of a folder or an array, and is needed there when ``start`` or ``end`` is given; a video carries its
-    own times and does not use it.
+    ``start`` and ``end`` (seconds from the first frame; ``end`` exclusive, and allowed to lie past the last
+    frame) choose a segment: ``num_frames`` and the indices given to ``read`` then count from its first
+    frame. ``fps`` states the frame rate of a folder or an array, and is needed there when ``start`` or
+    ``end`` is given; a video carries its own times and does not use it.
 
-    Raises DecodeError if the source cannot be read or the segment is empty, TypeError for any other kind of source.
+    Raises DecodeError if the source cannot be read or the segment is empty, TypeError for any other kind of
+    source.
     """
     if isinstance(source, np.ndarray):
         return ArrayFrames(source, start=start, end=end, fps=fps)
@@ -147,9 +151,7 @@ class ArrayFrames(_Closing):
         if array.ndim != 4 or array.shape[3] != 3:
             raise ValueError(f"an array of frames has shape (T, H, W, 3), got {array.shape = }")
         if array.dtype != np.uint8:
-            raise TypeError(
-                f"an array of frames is uint8 RGB, got {array.dtype = }; scale to 0–255 and convert"
-            )
+            raise TypeError(f"an array of frames is uint8 RGB, got {array.dtype = }; scale to 0–255 and convert")
         if 0 in array.shape:
             raise DecodeError(self.path, f"no frames in it, got {array.shape = }")
         self.fps = _checked_fps(self.path, fps)
@@ -158,16 +160,17 @@ class ArrayFrames(_Closing):
         self.num_frames = last - first
 
     def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
-        """(len(indices), H, W, 3) uint8, a copy. Raises IndexError for an index outside ``[0, num_frames)``."""
+        """(len(indices), H, W, 3) uint8, a copy. IndexError for an index outside ``[0, num_frames)``."""
         frames: Frame_THWC = self._array[_checked_indices(self.path, indices, self.num_frames)]
         return frames
 
 
 class FrameFolder(_Closing):
-    """A folder of numbered JPEG frames: ``img_00001.jpg``, ``000001.jpg``, ``frame7.jpeg`` …, in the order of the numbers.
+    """A folder of numbered JPEG frames: ``img_00001.jpg``, ``000001.jpg``, ``frame7.jpeg`` …, in the order
+    of the numbers.
 
-    The first number may be any; a gap after it is an error, for a missing frame shifts every later one. Optical-flow
-    images beside the frames (``flow_x_00001.jpg``) are left out.
+    The first number may be any; a gap after it is an error, for a missing frame shifts every later one.
+    Optical-flow images beside the frames (``flow_x_00001.jpg``) are left out.
     """
 
     def __init__(
@@ -199,9 +202,10 @@ class FrameFolder(_Closing):
 class PacketIndex:
     """What one pass over a file's packets tells: enough to read any frame later without that pass. Picklable.
 
-    ``pts`` holds the display time of every packet in file order (``time_base`` seconds each), ``keys`` the numbers of
-    the packets that are keyframes, ``frames`` the packet number of every shown frame in display order. Where the
-    times cannot be relied on (``counted``), ``frames`` is empty, and the n-th frame is the n-th the decoder gives.
+    ``pts`` holds the display time of every packet in file order (``time_base`` seconds each), ``keys`` the
+    numbers of the packets that are keyframes, ``frames`` the packet number of every shown frame in display
+    order. Where the times cannot be relied on (``counted``), ``frames`` is empty, and the n-th frame is the
+    n-th the decoder gives.
     """
 
     codec: str
@@ -224,9 +228,9 @@ class PacketIndex:
         return container and self.codec in _VERIFIABLE and not self.counted
 
     def seconds(self) -> NDArray[np.float64]:
-        """Time of each frame in seconds from the first, shape (num_frames,)."""
+        """Time of each frame in seconds from the first, shape (num_frames,); NaN where the file does not say."""
         if self.counted:
-            return np.arange(self.num_frames) / (self.rate or 25.0)
+            return np.arange(self.num_frames) / (self.rate or math.nan)
         shown = self.pts[self.frames]
         seconds: NDArray[np.float64] = (shown - shown[0]) * float(self.time_base)
         return seconds
@@ -234,8 +238,8 @@ class PacketIndex:
     def entry_points(self, frames: Int64) -> Int64:
         """Packet numbers at which decoding must start to get ``frames``; same shape.
 
-        A keyframe serves the frames that follow it in the file *and* are shown after it: B-frames stored after a
-        keyframe but shown before it need the keyframe before.
+        A keyframe serves the frames that follow it in the file *and* are shown after it: B-frames stored
+        after a keyframe but shown before it need the keyframe before.
         """
         packets = self.frames[frames]
         key_pts = self.pts[self.keys]
@@ -248,14 +252,15 @@ class PacketIndex:
 
 
 class VideoFile(_Closing):
-    """A video read by frame number, without decoding more than the wanted frames need (see the module's text).
+    """A video read by frame number, decoding no more than the wanted frames need (see the module's text).
 
-    ``source`` is a path, a video's bytes, or a binary file object (which stays open when this is closed). ``index``
-    may be one made earlier from the same file (``VideoFile(...).index``), which spares the pass over its packets.
-    ``threads`` is the decoder's; one is right for loader workers, of which there is one per core.
+    ``source`` is a path, a video's bytes, or a binary file object (which stays open when this is closed).
+    ``index`` may be one made earlier from the same file (``VideoFile(...).index``), which spares the pass
+    over its packets. ``threads`` is the decoder's: one suits loader workers, of which there is one per
+    core, and two were measured to be no faster and to cost up to 17 % more CPU time.
 
-    Raises DecodeError, with the reason, for a file that is missing, empty, no video, cut off before its index, or
-    without a video stream; and for a segment that is empty.
+    Raises DecodeError, with the reason, for a file that is missing, empty, no video, cut off before its
+    index, or without a video stream; and for a segment that is empty.
     """
 
     def __init__(
@@ -292,7 +297,8 @@ class VideoFile(_Closing):
     def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
         """(len(indices), H, W, 3) uint8 RGB, upright (the file's rotation applied).
 
-        Raises IndexError for an index outside ``[0, num_frames)``; DecodeError if a wanted frame cannot be decoded.
+        Raises IndexError for an index outside ``[0, num_frames)``; DecodeError if a wanted frame cannot be
+        decoded.
         """
         wanted = _checked_indices(self.path, indices, self.num_frames)
         if self._container is None:
@@ -323,7 +329,8 @@ class VideoFile(_Closing):
             container.close()
 
     def __del__(self) -> None:
-        # PyAV's containers are reference cycles: a forgotten one would hold its file until the next collection.
+        # PyAV's containers are reference cycles: a forgotten one would hold its file until the next
+        # collection.
         self.close()
 
     # Opening
@@ -334,7 +341,6 @@ class VideoFile(_Closing):
             self._container.close()
             self._container = None
         if isinstance(self._source, str):
-            _check_file(self._source)
             # The prefix keeps a colon in a file's name from being taken for a protocol's.
             opened: Any = f"file:{self._source}"
         else:
@@ -357,9 +363,7 @@ class VideoFile(_Closing):
         self._stream = streams[0]
         self._codec = self._stream.codec_context
         if self._codec is None:
-            raise DecodeError(
-                self.path, "PyAV has no decoder for its codec; re-encode it, for example to H.264"
-            )
+            raise DecodeError(self.path, "PyAV has no decoder for its codec; re-encode it, for example to H.264")
         self._codec.thread_count = self._threads
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._error = av.error.FFmpegError
@@ -367,21 +371,26 @@ class VideoFile(_Closing):
 
     def _make_index(self) -> PacketIndex:
         """Read all packets, decode none (but for files whose frames can only be counted by decoding)."""
-        stream, codec = self._stream, self._codec.name
-        container = self._container.format.name
-        pts: list[int | None] = []
+        codec, container = self._codec.name, self._container.format.name
+        pts: list[int] = []
         keys: list[int] = []
         shown: list[int] = []
+        timeless = 0
         kept: list[Any] | None = []
         size = 0
-        vops = _VopCounter(self._codec.extradata) if codec == "mpeg4" else None
+        vops = _VopReader(self._codec.extradata) if codec == "mpeg4" else None
         for number, packet in enumerate(self._demux()):
-            pts.append(packet.pts)
+            time = packet.pts
+            if time is None:
+                timeless += 1
+                time = 0
+            pts.append(time)
             if packet.is_keyframe:
                 keys.append(number)
-            hidden = packet.is_discard or (vops is not None and not vops.gives_frame(packet))
-            # VP8 stores pictures that are only referred to as packets of their own; a bit tells.
-            hidden = hidden or (codec == "vp8" and not memoryview(packet)[0] & 0x10)
+            if packet.is_discard or (vops is not None and not vops.gives_frame(packet)):
+                hidden = True
+            else:  # VP8 keeps pictures that are only referred to in packets of their own; a bit tells
+                hidden = codec == "vp8" and not memoryview(packet)[0] & 0x10
             if not hidden:
                 shown.append(number)
             if kept is not None:
@@ -393,36 +402,29 @@ class VideoFile(_Closing):
         if vops is not None and vops.after_empty and not self._codec.has_b_frames:
             shown.append(len(pts) - 1)  # only at the very end does FFmpeg show the last picture again
         if not shown:
-            raise DecodeError(
-                self.path, "no frames in it; the file is damaged or was cut short: fetch it again"
-            )
-        has_times = None not in pts
-        times = np.array([0 if time is None else time for time in pts], dtype=np.int64)
-        packets = np.array(shown, dtype=np.int64)
-        frames = packets[np.argsort(times[packets], kind="stable")]
+            raise DecodeError(self.path, "no frames in it; it is damaged or was cut short: fetch it again")
+        num_frames = len(shown)
+        shown.sort(key=pts.__getitem__)
         # An AVI holds no display times: FFmpeg derives some, wrong where frames are reordered.
         orderless = "avi" in container.split(",") and self._codec.has_b_frames
-        reliable = (
-            has_times
-            and not orderless
-            and len(np.unique(times)) == len(times)
-            and keys[:1] == [0]  # else the decoder drops the first frames, and how many only it knows
-            and times[packets].min() >= times[0]
-        )
-        num_frames = len(shown)
+        # Does the file begin with a keyframe, shown first? Else the decoder drops what follows, nobody else
+        # knows how much.
+        whole = keys[:1] == [0] and pts[shown[0]] >= pts[0]
+        reliable = whole and not orderless and not timeless and len(set(pts)) == len(pts)
         if not reliable:
-            frames = np.empty(0, dtype=np.int64)
-            if not (orderless and keys[:1] == [0]):
+            shown = []
+            if not (orderless and whole):
                 num_frames = self._count_by_decoding()
+        stream = self._stream
         rate = stream.average_rate or stream.guessed_rate
         return PacketIndex(
             codec=codec,
             container=container,
             time_base=Fraction(stream.time_base or 1),
             rate=float(rate) if rate else None,
-            pts=times,
+            pts=np.array(pts, dtype=np.int64),
             keys=np.array(keys, dtype=np.int64),
-            frames=frames,
+            frames=np.array(shown, dtype=np.int64),
             num_frames=num_frames,
             counted=not reliable,
         )
@@ -447,7 +449,7 @@ class VideoFile(_Closing):
             return
 
     def _packets_from(self, first: int) -> Iterator[Any]:
-        """Packets from number ``first`` on, for a decoder without memory; none if the container cannot get there."""
+        """Packets from number ``first`` on, the decoder cleared; none if the container cannot get there."""
         if self._kept is not None:
             self._rewind()
             return iter(self._kept[first:])
@@ -473,7 +475,7 @@ class VideoFile(_Closing):
     # Decoding
 
     def _decode_wanted(self, numbers: Int64, missing: dict[int, int], pictures: _Pictures) -> None:
-        """Decode frames ``numbers``, taking what is found out of ``missing`` (display time → slot in ``pictures``)."""
+        """Decode frames ``numbers``; what is found leaves ``missing`` (display time → slot in ``pictures``)."""
         index = self.index
         if index.can_seek and self._trust_keys:
             groups: dict[int, set[int]] = {}
@@ -493,7 +495,7 @@ class VideoFile(_Closing):
                         return
 
     def _decode_run(self, entry: int, group: set[int], missing: dict[int, int], pictures: _Pictures) -> bool:
-        """Decode from packet ``entry`` to the last frame of ``group``. False if ``entry`` is no real keyframe."""
+        """Decode from packet ``entry`` to the last of ``group``. False if ``entry`` is no real keyframe."""
         packets = self._packets_from(entry)
         codec, can_skip = self._codec, self.index.can_skip
         entered = entry == 0  # whatever the file begins with is decoded the same in order
@@ -540,7 +542,7 @@ class VideoFile(_Closing):
         yield from self._decode(None)
 
     def _decode(self, packet: Any, *, last: bool = False) -> list[Any]:
-        """Frames that ``packet`` brings out of the decoder; none from a damaged one, whose neighbours may be fine."""
+        """Frames ``packet`` brings out of the decoder; none from a damaged one: its neighbours may be fine."""
         self._used = True
         frames: list[Any] = []
         for item in (packet, None) if last else (packet,):
@@ -560,15 +562,11 @@ class VideoFile(_Closing):
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         except (self._error, ValueError) as error:
-            raise DecodeError(
-                self.path, f"its pixel format {frame.format.name!r} has no way to RGB"
-            ) from error
+            raise DecodeError(self.path, f"its pixel format {frame.format.name!r} has no way to RGB") from error
         plane = rgb.planes[0]
         rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
         picture = rows[: rgb.height, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
-        turns = (
-            round(frame.rotation / 90) % 4
-        )  # quarter turns, counter-clockwise, that set the picture upright
+        turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise, that set the picture upright
         pictures.put(slot, np.rot90(picture, turns) if turns else picture)
 
 
@@ -593,18 +591,18 @@ class _Pictures:
     def arranged(self, inverse: NDArray[np.integer[Any]]) -> Frame_THWC:
         """The pictures in the order asked for, repeats included."""
         assert self._array is not None
-        if np.array_equal(inverse, np.arange(self._count)):
+        if len(inverse) == self._count and (self._count == 1 or (np.diff(inverse) == 1).all()):
             return self._array
         arranged: Frame_THWC = self._array[inverse]
         return arranged
 
 
-class _VopCounter:
-    """Tells which MPEG-4 Part 2 packets give a frame.
+class _VopReader:
+    """Tells which MPEG-4 Part 2 packets give a frame; to be shown all packets, in order.
 
-    Old encoders write two pictures into one packet and, in the next, a placeholder (a picture "not coded") that lets
-    the decoder hand out the second; elsewhere "not coded" means "show the last one again", which FFmpeg does not.
-    One-byte packets stand for nothing.
+    Old encoders write two pictures (VOPs) into one packet and, in the next, a placeholder (a picture "not
+    coded") that lets the decoder hand out the second; elsewhere "not coded" means "show the last one
+    again", which FFmpeg does not. One-byte packets stand for nothing.
     """
 
     _VOP = b"\x00\x00\x01\xb6"
@@ -612,39 +610,53 @@ class _VopCounter:
 
     def __init__(self, extradata: bytes | None) -> None:
         self._time_bits = _vop_time_bits(extradata or b"")
-        self._pending = False  # the decoder holds a second picture
+        self._first: Any = None  # the first packet: holds the header where the container does not
+        self._before: Any = None  # the packet before, if it may hold a second picture
         self.after_empty = False  # the last packet was a picture "not coded" that gave no frame
 
     def gives_frame(self, packet: Any) -> bool:
-        data = bytes(packet)
-        if self._time_bits is None:
-            self._time_bits = _vop_time_bits(data)
-        start = data.find(self._VOP)
+        before, self._before = self._before, packet
+        if self._first is None:
+            self._first = packet
         self.after_empty = False
+        if packet.size > self._LONGEST_EMPTY_VOP:
+            return True
+        data = bytes(packet)
+        start = data.find(self._VOP)
         if start < 0:
             return False
-        if len(data) <= self._LONGEST_EMPTY_VOP and not self._is_coded(data[start + 4 :]):
-            gives, self._pending = self._pending, False
-            self.after_empty = not gives
-            return gives
-        self._pending = data.find(self._VOP, start + 4) >= 0
-        return True
+        if self._is_coded(data[start + 4 :]):
+            return True
+        self._before = None
+        if before is None:
+            paired = False
+        else:
+            held = bytes(before)
+            paired = held.find(self._VOP) != held.rfind(self._VOP)
+        self.after_empty = not paired
+        return paired
 
     def _is_coded(self, vop: bytes) -> bool:
         if self._time_bits is None:
+            self._time_bits = _vop_time_bits(bytes(self._first))
+        if self._time_bits is None:
             return True
-        bits = "".join(f"{byte:08b}" for byte in vop)
+        bits = _bits(vop)
         seconds_end = bits.find("0", 2)  # two bits of picture type, then one "1" for each full second
         position = seconds_end + 1 + 1 + self._time_bits + 1
         return seconds_end < 0 or position >= len(bits) or bits[position] == "1"
 
 
+def _bits(data: bytes) -> str:
+    return f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}" if data else ""
+
+
 def _vop_time_bits(data: bytes) -> int | None:
-    """Width of a picture's time field, from the video-object-layer header (ISO/IEC 14496-2, 6.2.3), None if absent."""
+    """Width of a picture's time field by the video-object-layer header (ISO/IEC 14496-2, 6.2.3), or None."""
     match = re.search(rb"\x00\x00\x01[\x20-\x2f]", data)
     if match is None:
         return None
-    bits = "".join(f"{byte:08b}" for byte in data[match.end() : match.end() + 40])
+    bits = _bits(data[match.end() : match.end() + 40])
     position = 0
 
     def take(count: int) -> int:
@@ -677,9 +689,7 @@ def _import_av() -> Any:
         import av.stream
         import av.video.reformatter
     except ImportError as error:
-        raise ImportError(
-            "reading video needs PyAV: pip install av (frame folders and packs do without)"
-        ) from error
+        raise ImportError("reading video needs PyAV: pip install av (frame folders and packs do without)") from error
     return av
 
 
@@ -691,9 +701,7 @@ def _named_source(source: object) -> tuple[str, str | BinaryIO]:
     if isinstance(source, bytes | bytearray | memoryview):
         return "<bytes>", io.BytesIO(source)
     if isinstance(source, io.TextIOBase):
-        raise TypeError(
-            'a text file object cannot be read as video; open the file in binary mode: open(path, "rb")'
-        )
+        raise TypeError('a text file object cannot be read as video; open the file in binary mode: open(path, "rb")')
     if hasattr(source, "read"):
         name = getattr(source, "name", None)
         path = name if isinstance(name, str) else "<file object>"
@@ -707,24 +715,19 @@ def _named_source(source: object) -> tuple[str, str | BinaryIO]:
     )
 
 
-def _check_file(path: str) -> None:
-    if not os.path.exists(path):
-        raise DecodeError(path, "no such file; check the path, and the folder a relative path starts from")
-    if os.path.isdir(path):
-        raise DecodeError(path, "is a folder, not a video; open_frames() reads folders of JPEG frames")
-    if not os.access(path, os.R_OK):
-        raise DecodeError(path, "permission denied; make the file readable")
-
-
 def _why_unreadable(source: str | BinaryIO, error: Exception) -> str:
     """What is wrong with a file that FFmpeg will not open, in the words of somebody who wants to mend it."""
     try:
         if isinstance(source, str):
+            if not os.path.exists(source):
+                return "no such file; check the path, and the folder a relative path starts from"
+            if os.path.isdir(source):
+                return "is a folder, not a video; open_frames() reads folders of JPEG frames"
             with open(source, "rb") as file:
                 return _diagnosis(file, error)
         return _diagnosis(source, error)
     except (OSError, ValueError) as second:
-        return f"cannot be read ({second})"
+        return f"cannot be read ({_first_line(second)}); check its permissions"
 
 
 def _diagnosis(file: BinaryIO, error: Exception) -> str:
@@ -740,9 +743,7 @@ def _diagnosis(file: BinaryIO, error: Exception) -> str:
             "is an mp4 without its index (no 'moov' box): the recording or download broke off before it was written; "
             "fetch it again"
         )
-    return (
-        f"is not a video that FFmpeg can read, or its start is damaged ({_first_line(error)}); fetch it again"
-    )
+    return f"is not a video that FFmpeg can read, or its start is damaged ({_first_line(error)}); fetch it again"
 
 
 def _has_moov(file: BinaryIO, size: int) -> bool:
@@ -774,9 +775,7 @@ def _checked_indices(path: str, indices: Sequence[int] | NDArray[np.integer[Any]
         raise TypeError(f"indices are whole numbers, got {array.dtype = }")
     outside = array[(array < 0) | (array >= num_frames)]
     if outside.size:
-        raise IndexError(
-            f"{path}: frame {int(outside[0])} asked for, but it has {num_frames} (0 to {num_frames - 1})"
-        )
+        raise IndexError(f"{path}: frame {int(outside[0])} asked for, but it has {num_frames} (0 to {num_frames - 1})")
     return array.astype(np.int64, copy=False)
 
 
@@ -801,9 +800,7 @@ def _even_segment(
 ) -> tuple[int, int]:
     """:func:`_segment` for frames that come at a steady rate."""
     if fps is None and not (start is None and end is None):
-        raise DecodeError(
-            path, f"start and end ({start}, {end}) are seconds: state the frame rate, fps=…, as well"
-        )
+        raise DecodeError(path, f"start and end ({start}, {end}) are seconds: state the frame rate, fps=…, as well")
     rate = fps or 1.0
     return _segment(path, num_frames, lambda: np.arange(num_frames) / rate, 1e-3 / rate, start, end)
 
@@ -822,7 +819,9 @@ def _segment(
     low, high = 0.0 if start is None else float(start), math.inf if end is None else float(end)
     if not (0 <= low < high):
         raise DecodeError(path, f"the segment from {start} s to {end} s is empty; start must lie in [0, end)")
-    times: NDArray[np.float64] = seconds()
+    times = seconds()
+    if np.isnan(times).any():
+        raise DecodeError(path, f"start and end ({start}, {end}) mean nothing: it states no frame rate; re-encode it")
     slack = min(tick, 1e-3) / 2  # a Matroska file, say, stores 33 ms for a start of 1/30 s
     first, last = (int(np.searchsorted(times, moment - slack)) for moment in (low, high))
     if first >= num_frames:
@@ -855,9 +854,7 @@ def _numbered_frames(folder: str) -> list[str]:
         raise DecodeError(folder, "no numbered JPEG frames in it (img_00001.jpg, 000001.jpg …)")
     if len(kinds) > 1:
         some = ", ".join(sorted(f"{prefix}*.jpg" for prefix in kinds)[:3])
-        raise DecodeError(
-            folder, f"holds more than one series of frames ({some}); keep each in a folder of its own"
-        )
+        raise DecodeError(folder, f"holds more than one series of frames ({some}); keep each in a folder of its own")
     (series,) = kinds.values()
     series.sort()
     for (number, name), (following, other) in itertools.pairwise(series):
@@ -878,6 +875,4 @@ def _read_jpeg(path: str) -> NDArray[np.uint8]:
         with Image.open(Path(path)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DecodeError(
-            path, f"is not a readable JPEG image ({_first_line(error)}); extract it again"
-        ) from error
+        raise DecodeError(path, f"is not a readable JPEG image ({_first_line(error)}); extract it again") from error

@@ -81,6 +81,11 @@ class _Row(NamedTuple):
     fps: float = math.nan
 
 
+def class_list_hash(classes: Sequence[str]) -> str:
+    """SHA-256 of the class names, joined by newlines: equal exactly if names and order are."""
+    return hashlib.sha256("\n".join(classes).encode()).hexdigest()
+
+
 class Manifest:
     """The list of videos; ``manifest[i]`` is an ``Item``, ``manifest.open(i)`` its frames.
 
@@ -124,9 +129,7 @@ class Manifest:
             root = path
             rows, ignored = _read_folder(path)
         elif not path.exists():
-            raise ValueError(
-                f"{path}: no such file or folder; give a CSV file, a folder {_LAYOUT}, or a *.pack file"
-            )
+            raise ValueError(f"{path}: no such file or folder; give a CSV file, a folder {_LAYOUT}, or a *.pack file")
         elif path.suffix == ".pack":
             from clipwise.data.pack import PackedFile
 
@@ -138,9 +141,7 @@ class Manifest:
             root = path.parent
             rows = _read_csv(path)
         else:
-            raise ValueError(
-                f"{path}: not a manifest; give a CSV file (.csv), a folder {_LAYOUT}, or a *.pack file"
-            )
+            raise ValueError(f"{path}: not a manifest; give a CSV file (.csv), a folder {_LAYOUT}, or a *.pack file")
 
         if pack is None and (root / "classes.txt").is_file():
             listed = _read_classes(root / "classes.txt")
@@ -154,10 +155,7 @@ class Manifest:
             "name": np.array([os.fsencode(row.name) for row in rows]),
             "label": _indices(rows, class_list),
             "split": np.array([row.split.encode() for row in rows]),
-            **{
-                key: np.array([getattr(row, key) for row in rows], np.float64)
-                for key in ("start", "end", "fps")
-            },
+            **{key: np.array([getattr(row, key) for row in rows], np.float64) for key in ("start", "end", "fps")},
         }
         manifest = cls(path, root, class_list, columns, ignored, pack)
         return manifest if split is None else manifest.select(split)
@@ -194,8 +192,8 @@ class Manifest:
 
     @property
     def classes_hash(self) -> str:
-        """sha256 of the class names, joined by newlines: equal exactly if names and order are."""
-        return hashlib.sha256("\n".join(self.classes).encode()).hexdigest()
+        """``class_list_hash`` of ``classes``."""
+        return class_list_hash(self.classes)
 
     def select(self, split: str) -> Manifest:
         """The rows of one split, with the same class list. Raises ValueError for an unknown split."""
@@ -261,9 +259,7 @@ class Manifest:
             raise ValueError(
                 f"{self.source}: its frames lie in the pack, so a CSV cannot list them; write its source's"
             )
-        optional = [
-            key for key in ("start", "end", "fps", "split") if any(getattr(i, key) is not None for i in self)
-        ]
+        optional = [key for key in ("start", "end", "fps", "split") if any(getattr(i, key) is not None for i in self)]
         beside = target.parent / "classes.txt"
         if beside.is_file():
             if _read_classes(beside) != self.classes:
@@ -291,13 +287,9 @@ def _read_csv(path: Path) -> list[_Row]:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8"
-        ) from error
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8") from error
     except csv.Error as error:
-        raise ValueError(
-            f'{path}, line {reader.line_num}: not a CSV file ({error}); quote fields with ""'
-        ) from error
+        raise ValueError(f'{path}, line {reader.line_num}: not a CSV file ({error}); quote fields with ""') from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if not lines:
@@ -306,9 +298,7 @@ def _read_csv(path: Path) -> list[_Row]:
     label = "label" if "label" in header else "class"
     missing = [name for name, there in (("path", "path" in header), ("label", label in header)) if not there]
     if missing:
-        raise ValueError(
-            f"{path}: no column {' and no column '.join(missing)}; there is: {', '.join(header)}"
-        )
+        raise ValueError(f"{path}: no column {' and no column '.join(missing)}; there is: {', '.join(header)}")
     for name in ("path", label, "start", "end", "fps", "split"):
         if header.count(name) > 1:
             raise ValueError(f"{path}: column {name} occurs {header.count(name)} times; keep one")
@@ -332,9 +322,7 @@ def _read_csv(path: Path) -> list[_Row]:
         end = _number(values.get("end", ""), "end", where)
         fps = _number(values.get("fps", ""), "fps", where)
         if (0.0 if math.isnan(start) else start) >= end:
-            raise ValueError(
-                f"{where}: start must be before end, got start={values.get('start') or 0} end={end}"
-            )
+            raise ValueError(f"{where}: start must be before end, got start={values.get('start') or 0} end={end}")
         if fps == 0:
             raise ValueError(f"{where}: fps must be above 0, got {values['fps']!r}")
         rows.append(_Row(name, class_name, where, values.get("split", "").strip(), start, end, fps))
@@ -351,9 +339,7 @@ def _number(text: str, column: str, where: str) -> float:
         value = math.inf
     if not 0 <= value < math.inf:
         unit = "frames per second" if column == "fps" else "seconds"
-        raise ValueError(
-            f"{where}: {column} must be a number of {unit}, 0 or more, got {text!r}; or leave it empty"
-        )
+        raise ValueError(f"{where}: {column} must be a number of {unit}, 0 or more, got {text!r}; or leave it empty")
     return value
 
 
@@ -383,13 +369,25 @@ def _read_folder(root: Path) -> tuple[list[_Row], tuple[str, ...]]:
     return rows, tuple(ignored)
 
 
+def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
+    """All videos and frame folders below a folder, sorted; the folder itself if it holds JPEG frames alone."""
+    inside = _entries(Path(folder))
+    if _all_frames(inside):
+        return [Path(folder)]
+    found: list[Path] = []
+    for entry in inside:
+        if _is_video(entry):
+            found.append(Path(entry.path))
+        elif entry.is_dir():
+            found += find_videos(entry.path)
+    return found
+
+
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """What lies in a folder, sorted, without hidden files."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
-            )
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise ValueError(f"{folder}: the folder cannot be read ({error.strerror})") from error
 
@@ -398,17 +396,18 @@ def _is_video(entry: os.DirEntry[str]) -> bool:
     """A video file, or a folder of nothing but JPEG files."""
     if not entry.is_dir():
         return _suffix(entry) in VIDEO_SUFFIXES
-    inside = _entries(entry.path)
-    return bool(inside) and all(_suffix(frame) in _FRAME_SUFFIXES and not frame.is_dir() for frame in inside)
+    return _all_frames(_entries(entry.path))
+
+
+def _all_frames(entries: Sequence[os.DirEntry[str]]) -> bool:
+    return bool(entries) and all(_suffix(entry) in _FRAME_SUFFIXES and not entry.is_dir() for entry in entries)
 
 
 def _holds_classes(entry: os.DirEntry[str]) -> bool:
     """Whether videos lie one level below this folder's folders and none directly in it."""
     inside = _entries(entry.path) if entry.is_dir() else []
     folders = [folder for folder in inside if folder.is_dir()]
-    return not any(map(_is_video, inside)) and any(
-        any(map(_is_video, _entries(folder.path))) for folder in folders
-    )
+    return not any(map(_is_video, inside)) and any(any(map(_is_video, _entries(folder.path))) for folder in folders)
 
 
 def _suffix(entry: os.DirEntry[str]) -> str:
@@ -432,9 +431,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as UTF-8 text, one class name per line ({error})"
-        ) from error
+        raise ValueError(f"{path}: cannot be read as UTF-8 text, one class name per line ({error})") from error
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
         raise ValueError(f"{path}: lists no class; write one class name per line, or remove the file")
@@ -465,9 +462,7 @@ def _indices(rows: Sequence[_Row], classes: tuple[str, ...]) -> NDArray[np.int64
     for row in rows:
         if row.label not in index:
             close = difflib.get_close_matches(row.label, classes, n=3)
-            hint = (
-                f"did you mean {' or '.join(map(repr, close))}?" if close else f"{', '.join(classes[:5])} …"
-            )
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"{', '.join(classes[:5])} …"
             raise ValueError(
                 f"{row.where}: label {row.label!r} is not in the list of {len(classes)} classes ({hint}); "
                 "correct it, or give a class list that has it"
@@ -496,8 +491,6 @@ def _write_whole(path: Path, write: Callable[[Any], object]) -> None:
             write(file)
         os.replace(partial, path)
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be written ({error.strerror}); choose a folder you may write to"
-        ) from error
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -110,9 +110,7 @@ def pack(
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be from 1 to 100, got {quality}")
     if output.suffix != ".pack":
-        raise ValueError(
-            f"{output}: a pack is recognised by its name; call it {output.with_suffix('.pack').name}"
-        )
+        raise ValueError(f"{output}: a pack is recognised by its name; call it {output.with_suffix('.pack').name}")
     if output.exists() and not overwrite:
         raise ValueError(f"{output}: exists; choose another name, or overwrite it (overwrite=True)")
 
@@ -152,9 +150,7 @@ def _write(
     begin = 8 + len(_header(longest, dict.fromkeys(_TENSORS, (10**15,))))
     begin += -begin % 8
     if begin > _MAX_HEADER:
-        raise ValueError(
-            f"{manifest.source}: {total} videos are too many for one pack; pack its splits one by one"
-        )
+        raise ValueError(f"{manifest.source}: {total} videos are too many for one pack; pack its splits one by one")
 
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
@@ -191,9 +187,7 @@ def _write(
             if progress is not None:
                 progress(len(kept) + len(skipped), total)
     if not kept:
-        raise ValueError(
-            f"{manifest.source}: none of {total} videos could be decoded; {': '.join(skipped[0])}"
-        )
+        raise ValueError(f"{manifest.source}: none of {total} videos could be decoded; {': '.join(skipped[0])}")
 
     # Padding keeps the integers after the pixels aligned, which reading them in place needs.
     file.write(bytes(-file.tell() % 8))
@@ -250,9 +244,7 @@ def _header(metadata: str, shapes: dict[str, tuple[int, ...]]) -> bytes:
     return json.dumps(header).encode()
 
 
-def _in_order(
-    manifest: Manifest, options: _Options, workers: int
-) -> Generator[tuple[int, _Chunk | str], None, None]:
+def _in_order(manifest: Manifest, options: _Options, workers: int) -> Generator[tuple[int, _Chunk | str], None, None]:
     """(item, its next chunk, or why it cannot be decoded), in order, at most 2 x workers tasks in flight."""
     with contextlib.ExitStack() as stack:
         executor: ProcessPoolExecutor | None = None
@@ -357,9 +349,7 @@ class PackedFile:
     The file is mapped into memory on first use, in each process by itself; pickling passes on where it lies.
     """
 
-    def __init__(
-        self, path: Path, pixel_format: Format, size: int, layout: dict[str, tuple[str, list[int], int]]
-    ):
+    def __init__(self, path: Path, pixel_format: Format, size: int, layout: dict[str, tuple[str, list[int], int]]):
         self.path = path
         self.pixel_format = pixel_format
         self._size = size
@@ -396,9 +386,7 @@ class PackedFile:
                 f"{path}: not a pack, or one cut off at its beginning; write one with: clipwise data pack"
             ) from error
         if version != VERSION:
-            raise ValueError(
-                f"{path}: pack format {version}, this version reads {VERSION}; update, or pack again"
-            )
+            raise ValueError(f"{path}: pack format {version}, this version reads {VERSION}; update, or pack again")
         if size != end:
             raise ValueError(f"{path}: {size} bytes where {end} were written; copy it again, or pack again")
         return cls(path, pixel_format, size, layout), metadata
@@ -429,9 +417,7 @@ class PackedFile:
         try:
             whole = np.memmap(self.path, dtype=np.uint8, mode="r").view(np.ndarray)
         except (OSError, ValueError) as error:
-            raise DecodeError(
-                str(self.path), f"the pack cannot be read any more ({error}); open it again"
-            ) from error
+            raise DecodeError(str(self.path), f"the pack cannot be read any more ({error}); open it again") from error
         if len(whole) != self._size:
             raise DecodeError(str(self.path), "the pack changed since it was opened; open it again")
         tensors = {}
@@ -483,9 +469,7 @@ class PackedFrames:
             if pixels.shape[:2] != self._size:
                 raise ValueError(f"{pixels.shape[:2]} pixels where {self._size} were written")
         except (OSError, ValueError, SyntaxError) as error:
-            raise DecodeError(
-                self.path, f"frame {index} is damaged ({error}); copy the pack again"
-            ) from error
+            raise DecodeError(self.path, f"frame {index} is damaged ({error}); copy the pack again") from error
         return pixels
 
     def close(self) -> None:

@@ -101,9 +101,7 @@ def dense_train(
     return _dense(num_frames, num_segments, stride, start, short).reshape(-1)
 
 
-def dense_clips(
-    num_frames: int, num_segments: int, stride: int, clips: int, short: Short = "wrap"
-) -> Indices:
+def dense_clips(num_frames: int, num_segments: int, stride: int, clips: int, short: Short = "wrap") -> Indices:
     """(clips, T) as ``dense_train``, from k starts spread over the valid ones, both ends included.
 
     A single clip starts at frame 0.

@@ -30,6 +30,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,12 +127,8 @@ def _pattern(x: Array, y: Array, rng: np.random.Generator, period: float, pixel:
     """A texture, values 0..1, with features about `period` wide."""
     angle = rng.uniform(0.0, np.pi)
     frequency = np.float32(2.0 * np.pi / period)
-    u = (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))) * frequency + rng.uniform(
-        0, 2 * np.pi
-    )
-    v = (y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle))) * frequency + rng.uniform(
-        0, 2 * np.pi
-    )
+    u = (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))) * frequency + rng.uniform(0, 2 * np.pi)
+    v = (y * np.float32(np.cos(angle)) - x * np.float32(np.sin(angle))) * frequency + rng.uniform(0, 2 * np.pi)
     sharpness = np.float32(1.0 / (frequency * pixel))
     kind = rng.choice(("stripes", "checks", "dots", "waves"))
     if kind == "stripes":
@@ -174,9 +171,7 @@ class _Scene:
     rng: np.random.Generator
     ground: Array
 
-    def thing(
-        self, kind: str, x: Array | float, y: Array | float, radius: Array | float, angle: float = 0.0
-    ) -> None:
+    def thing(self, kind: str, x: Array | float, y: Array | float, radius: Array | float, angle: float = 0.0) -> None:
         """A textured shape with an outline."""
         near, far = self.canvas.local(x, y, angle)
         colour = _colour(self.rng, self.ground)
@@ -226,14 +221,11 @@ def _opens(scene: _Scene) -> None:
     half_width, half_height = rng.uniform(0.62, 0.8, 2)
     x, y = canvas.local(middle_x, middle_y, angle)
     frame = _colour(rng, scene.ground)
-    inside = _colour(rng, frame)
-    leaf = _colour(rng, inside, frame)
+    inside, leaf = 0.25 * _colour(rng), 0.4 + 0.6 * _colour(rng)  # it is dark behind the doors
     opening = _box(x, y, half_width, half_height)
     canvas.lay(opening - 0.09, frame)
     canvas.lay(opening, inside)
-    canvas.lay(
-        _shape(str(rng.choice(SHAPES)), x, y, 0.6 * min(half_width, half_height)), _colour(rng, inside)
-    )
+    canvas.lay(_shape(str(rng.choice(SHAPES)), x, y, 0.6 * min(half_width, half_height)), _colour(rng, inside))
     # Two leaves part in the middle and slide into the wall, so they are seen only within the opening.
     gap = scene.between(0.0, 0.92 * half_width)
     leaves = np.maximum(opening, gap - np.abs(x))
@@ -335,9 +327,7 @@ def _pair_of(label: str) -> tuple[str, str]:
     for pair in PAIRS:
         if label in pair:
             return pair
-    raise ValueError(
-        f"no class {label!r}; there are {', '.join(sorted(name for pair in PAIRS for name in pair))}"
-    )
+    raise ValueError(f"no class {label!r}; there are {', '.join(sorted(name for pair in PAIRS for name in pair))}")
 
 
 def render(
@@ -357,14 +347,9 @@ def render(
     dark, light = _colour(rng), _colour(rng)
     ground = 0.3 * dark + 0.7 * light if rng.random() < 0.5 else dark
     light = ground + np.float32(rng.uniform(0.1, 0.45)) * (light - ground)
-    canvas.pictures += _mix(
-        _pattern(canvas.x, canvas.y, rng, rng.uniform(0.3, 1.5), canvas.pixel), ground, light
-    )
+    canvas.pictures += _mix(_pattern(canvas.x, canvas.y, rng, rng.uniform(0.3, 1.5), canvas.pixel), ground, light)
     for _ in range(rng.integers(0, 4)):  # distractors: small things that pass in any direction
-        x, y = (
-            rng.uniform(-0.9, 0.9) + _track(np.linspace(-1, 1, num_frames)) * rng.uniform(-0.4, 0.4)
-            for _ in "xy"
-        )
+        x, y = (rng.uniform(-0.9, 0.9) + _track(np.linspace(-1, 1, num_frames)) * rng.uniform(-0.4, 0.4) for _ in "xy")
         near, far = canvas.local(x, y, rng.uniform(0.0, 2 * np.pi))
         canvas.lay(_shape(str(rng.choice(SHAPES)), near, far, rng.uniform(0.06, 0.12)), _colour(rng))
     _EVENTS[pair[0]](_Scene(canvas, _progress(num_frames, rng), rng, ground))
@@ -425,9 +410,7 @@ class _Job:
     path: str  # relative to the data set's folder, "/" between its parts
 
 
-def _write(
-    job: _Job, root: Path, seed: int, size: int, frames: tuple[int, int], codec: str, fps: int
-) -> None:
+def _write(job: _Job, root: Path, seed: int, size: int, frames: tuple[int, int], codec: str, fps: int) -> None:
     pictures = render(job.label, job.index, seed=seed, size=size, frames=frames)
     # By class and not by pair: the twins' keyframes have nothing to do with one another.
     rng = np.random.default_rng([seed, zlib.crc32(job.label.encode()), job.index, 1])
@@ -448,6 +431,11 @@ def _run(write: Callable[[_Job], None], jobs: Sequence[_Job], workers: int) -> I
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_ignore_interrupt)
     try:
         yield from pool.map(write, jobs, chunksize=4)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died: it ran out of memory, or it could not start because the script that asks "
+            'for workers is not guarded by `if __name__ == "__main__"`; with workers=1 none is started'
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -539,9 +527,7 @@ def synthesize(
     if size < 32 or size % 2:
         raise ValueError(f"size must be an even number of pixels, at least 32, got {size = }")
     if not 4 <= span[0] <= span[1]:
-        raise ValueError(
-            f"frames must be (shortest, longest), with 4 <= shortest <= longest, got {frames = }"
-        )
+        raise ValueError(f"frames must be (shortest, longest), with 4 <= shortest <= longest, got {frames = }")
     for name, value, least in (
         ("videos_per_class", videos_per_class, 1),
         ("fps", fps, 1),
@@ -572,9 +558,7 @@ def synthesize(
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
-        raise ValueError(
-            f"{output}: cannot be written ({error}); choose a folder you may write to"
-        ) from error
+        raise ValueError(f"{output}: cannot be written ({error}); choose a folder you may write to") from error
     try:
         new = scratch / "new"
         new.mkdir()

@@ -62,11 +62,7 @@ def train_box(
         raise ValueError(f"scales are shares of the short side, one or more in (0, 1]; got {tuple(scales)}")
     if max_distort < 0:
         raise ValueError(f"max_distort is a distance between places in scales, at least 0; got {max_distort}")
-    pairs = [
-        pair
-        for pair in itertools.product(range(len(scales)), repeat=2)
-        if abs(pair[0] - pair[1]) <= max_distort
-    ]
+    pairs = [pair for pair in itertools.product(range(len(scales)), repeat=2) if abs(pair[0] - pair[1]) <= max_distort]
     of_height, of_width = pairs[rng.integers(len(pairs))]
     # Rounded down, as TSN does; the small term keeps a product such as 100 × 0.57 = 56.999… at 57.
     crop_height = max(1, int(short * scales[of_height] + 1e-6))
@@ -125,9 +121,7 @@ def crop_resize(frames: NDArray[np.uint8], box: Box, size: int) -> Tensor:
     out, or a size below 1.
     """
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
-        raise TypeError(
-            f"frames must be a uint8 array; got {getattr(frames, 'dtype', type(frames).__name__)}"
-        )
+        raise TypeError(f"frames must be a uint8 array; got {getattr(frames, 'dtype', type(frames).__name__)}")
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[0] < 1:
         raise ValueError(f"frames must be (T, H, W, 3) with T ≥ 1; got {frames.shape = }")
     if size < 1:
@@ -167,8 +161,7 @@ def mirror_labels(classes: Sequence[str]) -> list[int | None]:
         twice = next(name for label, name in enumerate(classes) if index[name] != label)
         raise ValueError(f"class names must differ for a label to be found by name; got {twice!r} twice")
     return [
-        next((index[mirrored] for mirrored in _mirrored_names(name) if mirrored in index), None)
-        for name in classes
+        next((index[mirrored] for mirrored in _mirrored_names(name) if mirrored in index), None) for name in classes
     ]
 
 
@@ -225,16 +218,12 @@ class Normalise(nn.Module):
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise ValueError(
-                f"mean and std are three values each (R, G, B), std above 0; got {mean = }, {std = }"
-            )
+            raise ValueError(f"mean and std are three values each (R, G, B), std above 0; got {mean = }, {std = }")
         deviation = torch.tensor(std, dtype=torch.float64)
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", (1 / deviation).float(), persistent=False)
-        self.register_buffer(
-            "shift", (-torch.tensor(mean, dtype=torch.float64) / deviation).float(), persistent=False
-        )
+        self.register_buffer("shift", (-torch.tensor(mean, dtype=torch.float64) / deviation).float(), persistent=False)
 
     def forward(self, clips: Tensor) -> Tensor:
         """(N,T,3,H,W) uint8, or float in [0,1] → (N,T,3,H,W) float32, each frame channels-last in memory."""
@@ -264,9 +253,7 @@ class ColourAugment(nn.Module):
     ) -> None:
         super().__init__()
         if min(brightness, contrast, saturation) < 0:
-            raise ValueError(
-                f"a factor's jitter is at least 0; got {brightness = }, {contrast = }, {saturation = }"
-            )
+            raise ValueError(f"a factor's jitter is at least 0; got {brightness = }, {contrast = }, {saturation = }")
         if not 0 <= hue <= 0.5:
             raise ValueError(f"hue is a share of the colour circle, in [0, 0.5]; got {hue}")
         if not 0 <= greyscale <= 1:

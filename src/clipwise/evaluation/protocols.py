@@ -59,7 +59,7 @@ class Evaluation:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the main process: both reach the whole group, and a worker that dies hides the reason."""
+    """Leave Ctrl-C and SIGTERM, which reach the whole group, to the main process: a dead worker hides the reason."""
     import signal
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -72,7 +72,8 @@ def class_scores(model: nn.Module, views: Tensor, normalise: nn.Module, *, preci
     clips = views.to(device, non_blocking=True).flatten(0, 1)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits: Tensor = model(normalise(clips))
-    return logits.float().unflatten(0, views.shape[:2])
+    by_view: Tensor = logits.float().unflatten(0, views.shape[:2])
+    return by_view
 
 
 def evaluate_model(

@@ -27,7 +27,7 @@ def count_macs(model: nn.Module, size: int = 224, *, num_frames: int | None = No
 
     Nothing is computed: a copy of the network runs on the meta device. T is the network's ``num_frames`` unless given.
     """
-    frames = num_frames or getattr(model, "num_frames", 8)
+    frames: int = num_frames or getattr(model, "num_frames")  # noqa: B009  a Module's attributes are untyped
     meta = copy.deepcopy(model).to("meta").eval()
     total = 0
 

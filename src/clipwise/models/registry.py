@@ -113,9 +113,8 @@ def create_model(
     known = _keywords(_build) | (_keywords(temporal) if temporal else set())
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ValueError(
-            f"{name} has no option {', '.join(unknown)}; it takes {', '.join(sorted(known - {'num_classes', 'num_frames'}))}"
-        )
+        takes = ", ".join(sorted(known - {"num_classes", "num_frames"}))
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {takes}")
     model: ResNet = build(num_classes=num_classes, num_frames=num_frames, **options)
     if weights is not None:
         report = load_weights(model, weights, name=name)

@@ -79,6 +79,8 @@ class Slot:
 class _Block(nn.Module):
     """What both kinds of residual block share."""
 
+    conv2: nn.Module
+
     def _fill(self, slot: Slot) -> None:
         self._keys: dict[str, str] = {}
         for place in (field.name for field in fields(slot)):
@@ -94,8 +96,10 @@ class _Block(nn.Module):
         return fold(module(unfold(x, frames)))
 
     def _conv2(self, y: Tensor, frames: int) -> Tensor:
-        conv2: nn.Module = self.conv2
-        return conv2(y) if type(conv2) is nn.Conv2d else fold(conv2(unfold(y, frames)))
+        if type(self.conv2) is nn.Conv2d:
+            plain: Tensor = self.conv2(y)
+            return plain
+        return fold(self.conv2(unfold(y, frames)))
 
     def _merge(self, s: Tensor, y: Tensor, frames: int) -> Tensor:
         if "merge" not in self._keys:
@@ -108,7 +112,13 @@ class _BasicBlock(_Block):
     expansion = 1
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, caffe_stride: bool, slot: Slot
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        downsample: nn.Module | None,
+        caffe_stride: bool,
+        slot: Slot,
     ) -> None:
         del caffe_stride  # the stride of a basic block is on its first convolution in either style
         super().__init__()
@@ -133,7 +143,13 @@ class _Bottleneck(_Block):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, caffe_stride: bool, slot: Slot
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        downsample: nn.Module | None,
+        caffe_stride: bool,
+        slot: Slot,
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if caffe_stride else (1, stride)

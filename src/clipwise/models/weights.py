@@ -79,7 +79,10 @@ def imagenet_file(backbone: str) -> Path:
     handle, partial_name = tempfile.mkstemp(dir=folder, prefix=name, suffix=".part")
     partial = Path(partial_name)
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(_IMAGENET_ADDRESS + name, timeout=30) as reply:
+        with (
+            os.fdopen(handle, "wb") as file,
+            urllib.request.urlopen(_IMAGENET_ADDRESS + name, timeout=30) as reply,
+        ):
             while block := reply.read(1 << 20):
                 file.write(block)
         _check_hash(partial, digits)
@@ -174,7 +177,9 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
     if not any(key.endswith("conv1.weight") for key in loaded):
         some = ", ".join(list(state)[:3])
         raise ValueError(f"{path}: nothing in it matches {name}; its keys begin {some} – is it another network's?")
-    model.load_state_dict({**own, **{k: v.float() if v.is_floating_point() else v for k, v in (loaded | derived).items()}})
+    model.load_state_dict(
+        {**own, **{k: v.float() if v.is_floating_point() else v for k, v in (loaded | derived).items()}}
+    )
     counters = "num_batches_tracked"  # absent from many files and of no consequence
     return LoadReport(
         source=str(path),

@@ -30,7 +30,9 @@ class Resumed(NamedTuple):
     best: float | None
 
 
-def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, best: float | None) -> None:
+def save_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, best: float | None
+) -> None:
     """Write the state after ``step`` steps; the one before stays until this one is whole."""
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
     with written_whole(folder / STATE) as partial:

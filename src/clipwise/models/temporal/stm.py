@@ -62,9 +62,7 @@ class ChannelwiseMotion(TemporalModule):
         """s (N, T, C, H/stride, W/stride) and y (N, T, C, H, W) → s + m, shaped as s."""
         frames = y_NTCHW.shape[1]
         reduced = self.bn(self.reduce(ops.fold(y_NTCHW)))
-        motion = ops.motion_difference(
-            ops.unfold(self.conv(reduced), frames), ops.unfold(reduced, frames)
-        )
+        motion = ops.motion_difference(ops.unfold(self.conv(reduced), frames), ops.unfold(reduced, frames))
         m = self.pool(self.restore(ops.fold(motion)))
         return s_NTCHW + ops.unfold(m, frames)
 

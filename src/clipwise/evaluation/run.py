@@ -1,0 +1,132 @@
+"""Testing a checkpoint on labelled videos, with the whole protocol in the result."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from clipwise.checkpoint import Checkpoint, command_line, device_name, read_checkpoint, versions
+from clipwise.config import ViewsConfig
+from clipwise.data.manifest import Manifest, class_list_hash
+from clipwise.evaluation.protocols import Evaluation, evaluate_model
+from clipwise.training.account import RunAccount, is_run
+
+__all__ = ["EvaluationResult", "evaluate"]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Figures and the record of how they came about."""
+
+    evaluation: Evaluation
+    classes: tuple[str, ...]
+    record: dict[str, Any]
+    """For JSON: command, protocol, versions, figures, each video's scores and the run's log of epochs."""
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str | None = None,
+    which: Literal["best", "last"] = "best",
+    views: ViewsConfig | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    device: str | torch.device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Test a checkpoint.
+
+    Args:
+        checkpoint: a folder that ``clipwise train`` wrote, or a weight file inside one.
+        data: a folder, manifest or pack; the run's own validation videos when None.
+        split: of the data; the run's validation split where the data has it, else all.
+        which: ``best`` or ``last`` weights.
+        views: another protocol than the checkpoint's.
+        precision: as in training unless given.
+        batch_size: clips through the network at a time.
+        workers: loader processes.
+        device: the GPU when None and there is one.
+        progress: called with videos done and in all.
+
+    Raises:
+        ValueError: if checkpoint or data cannot be read, or the data has classes that the checkpoint has not.
+    """
+    trained = read_checkpoint(checkpoint, which=which)
+    folder = trained.weights.parent
+    run = RunAccount.read(folder) if is_run(folder) else None
+    manifest, used = _videos(trained, run, data, split)
+    manifest.check_files()
+    views = views or trained.views
+    precision = precision or (run.config.training.precision if run else "fp32")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    evaluation = evaluate_model(
+        trained.model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        manifest,
+        views,
+        num_frames=trained.config.num_frames,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        progress=progress,
+    )
+    record = {
+        "command": command_line(),
+        "checkpoint": {
+            "weights": os.path.relpath(trained.weights),
+            "sha256": trained.weights_sha256,
+            "model": dataclasses.asdict(trained.config) | {"weights": None},
+        },
+        "data": {
+            "source": os.path.relpath(manifest.source),
+            "split": used,
+            "videos": len(manifest),
+            "classes_sha256": class_list_hash(trained.classes),
+        },
+        "protocol": {
+            "num_frames": trained.config.num_frames,
+            "views": dataclasses.asdict(views),
+            "average": "mean of softmax over views",
+            "precision": precision,
+        },
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        **evaluation.to_dict(trained.classes),
+        "training": run.to_dict() if run else None,
+    }
+    return EvaluationResult(evaluation, trained.classes, record)
+
+
+def _videos(
+    trained: Checkpoint, run: RunAccount | None, data: str | Path | None, split: str | None
+) -> tuple[Manifest, str | None]:
+    """The videos to score, labelled by the checkpoint's class list, and the name of their split."""
+    source = data or (run.origin["data"]["source"] if run else None)
+    if source is None:
+        raise ValueError(f"{trained.weights.parent}: says nothing of its data; give the videos to test on")
+    manifest = Manifest.read(source)
+    foreign = sorted(set(manifest.classes) - set(trained.classes))
+    if foreign:
+        raise ValueError(
+            f"{manifest.source}: {len(foreign)} of its classes are not the checkpoint's, the first {foreign[0]!r}; "
+            f"the checkpoint knows {len(trained.classes)}: {', '.join(trained.classes[:5])} …"
+        )
+    # The same names in another order, or some of them, are one and the same by name.
+    manifest = Manifest.read(manifest.source, classes=trained.classes)
+    if split is not None:
+        return manifest.select(split), split
+    usual = run.config.data.validation_split if run else "val"
+    if usual in manifest.splits:
+        return manifest.select(usual), usual
+    if data is None and run is not None:
+        held = set(run.validation_videos)
+        marks = [usual if item.name in held else "train" for item in manifest]
+        return manifest.with_splits(marks).select(usual), usual
+    return manifest, None

@@ -1,0 +1,158 @@
+"""The account that a training run keeps beside its weights: configuration, origin, and what each epoch gave."""
+
+import csv
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipwise.checkpoint import command_line, device_name, versions, written_whole
+from clipwise.config import Config, config_from_mapping
+from clipwise.data.manifest import Manifest
+
+__all__ = [
+    "EpochLog",
+    "RunAccount",
+    "append_epoch",
+    "drop_epochs_after",
+    "is_run",
+    "write_account",
+    "write_json",
+]
+
+_RUN = "run.json"
+_CONFIG = "config.json"
+_SPLITS = "splits.json"
+_EPOCHS = "epochs.csv"
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """A line of ``epochs.csv``."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Steps done in the whole run."""
+    lr: float
+    """Of the epoch's last step."""
+    loss: float
+    """Mean over the epoch's clips."""
+    clips_per_second: float
+    """Of training, validation not counted."""
+    top1: float | None
+    """Validation, video level, percent; None without validation. So are the next two."""
+    top5: float | None
+    mean_class_accuracy: float | None
+    seconds: float
+    """The epoch with its validation."""
+
+
+@dataclass(frozen=True)
+class RunAccount:
+    """What a run's folder tells of it."""
+
+    config: Config
+    origin: dict[str, Any]
+    """``run.json``: command, recipe, hashes, data, device, versions."""
+    training_videos: tuple[str, ...]
+    validation_videos: tuple[str, ...]
+    epochs: tuple[dict[str, str], ...]
+    """The lines of ``epochs.csv``."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunAccount":
+        """Read it.
+
+        Raises:
+            ValueError: if the folder holds no account of a run, or a damaged one.
+        """
+        try:
+            origin = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+            values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            splits = json.loads((folder / _SPLITS).read_text(encoding="utf-8"))
+            rows: list[dict[str, str]] = []
+            if (folder / _EPOCHS).is_file():
+                with (folder / _EPOCHS).open(newline="", encoding="utf-8") as file:
+                    rows = list(csv.DictReader(file))
+            return cls(
+                config=config_from_mapping(values, source=str(folder / _CONFIG)),
+                origin=origin,
+                training_videos=tuple(splits["train"]),
+                validation_videos=tuple(splits["validation"]),
+                epochs=tuple(rows),
+            )
+        except (OSError, json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{folder}: holds no account of a training run ({error})") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a result file: where the weights came from, and each epoch."""
+        return {**self.origin, "config": self.config.to_dict(), "epochs": list(self.epochs)}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a training run."""
+    return (folder / _RUN).is_file()
+
+
+def write_account(
+    folder: Path, config: Config, train: Manifest, validation: Manifest | None, recipe: str | None
+) -> None:
+    """Write all that is known before the first step."""
+    write_json(folder / _CONFIG, config.to_dict())
+    parts = {"train": train, "validation": validation}
+    write_json(folder / _SPLITS, {key: [item.name for item in part] if part else [] for key, part in parts.items()})
+    origin = {
+        "command": command_line(),
+        "recipe": recipe,
+        "config_sha256": config.sha256,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": {
+            "source": os.path.relpath(train.source),
+            "training_videos": len(train),
+            "validation_videos": len(validation) if validation else 0,
+            "classes_sha256": train.classes_hash,
+        },
+        "effective_lr": config.training.effective_lr,
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    write_json(folder / _RUN, origin)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def append_epoch(folder: Path, log: EpochLog) -> None:
+    """Add a line to ``epochs.csv``."""
+    path = folder / _EPOCHS
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(asdict(log)))
+        if new:
+            writer.writeheader()
+        writer.writerow({key: round(v, 6) if isinstance(v, float) else v for key, v in asdict(log).items()})
+
+
+def drop_epochs_after(folder: Path, step: int) -> None:
+    """Forget the lines past ``step``: a run that was killed between its log and its state repeats that epoch."""
+    path = folder / _EPOCHS
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if int(row["step"]) <= step]
+        columns: Sequence[str] = reader.fieldnames or ()
+    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
