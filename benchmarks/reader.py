@@ -10,7 +10,8 @@ N2     decode in order, convert only the eight, stop after the last; it is told 
 Every decoder runs on one thread. ``--cores 1`` holds the whole process to one core: PyAV's conversion, which by
 itself starts a thread per core for every frame, then uses one as well, the strict comparison. ``--cores 0`` leaves
 PyAV as a user finds it. Times are CPU seconds of the process, which a busy neighbour does not spoil; wall times
-are recorded beside them.
+are recorded beside them. ``--short-side 256`` also resizes every frame that is converted (N1: all, the others:
+the eight), uint8, by torch.
 
     python benchmarks/reader.py --data ../shared/data \\
         --output benchmarks/results/reader_cpu_1thread_sparse8.json
@@ -34,27 +35,46 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
+from torch.nn import functional
 
 from clipwise.data.decode import VideoFile
 
 SEGMENTS = 8
-Reader = Callable[[Path, list[int]], np.ndarray]
+Finish = Callable[[np.ndarray], np.ndarray]  # (T, H, W, 3) uint8 → the same, resized or as it is
+Reader = Callable[[Path, list[int], Finish], np.ndarray]
 
 
-def ours(path: Path, indices: list[int]) -> np.ndarray:
+def as_it_is(frames: np.ndarray) -> np.ndarray:
+    return frames
+
+
+def to_short_side(side: int) -> Finish:
+    def resize(frames: np.ndarray) -> np.ndarray:
+        height, width = frames.shape[1:3]
+        scale = side / min(height, width)
+        size = (round(height * scale), round(width * scale))
+        pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        resized = functional.interpolate(pictures, size, mode="bilinear", antialias=True)
+        return np.asarray(resized.permute(0, 2, 3, 1).numpy())
+
+    return resize
+
+
+def ours(path: Path, indices: list[int], finish: Finish) -> np.ndarray:
     with VideoFile(path) as video:
-        return video.read(indices)
+        return finish(video.read(indices))
 
 
-def n1(path: Path, indices: list[int]) -> np.ndarray:
+def n1(path: Path, indices: list[int], finish: Finish) -> np.ndarray:
     with av.open(str(path), metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    return np.stack([frames[index] for index in indices])
+        frames = [finish(frame.to_ndarray(format="rgb24")[None]) for frame in container.decode(stream)]
+    return np.concatenate([frames[index] for index in indices])
 
 
-def n2(path: Path, indices: list[int]) -> np.ndarray:
+def n2(path: Path, indices: list[int], finish: Finish) -> np.ndarray:
     wanted, last, frames = set(indices), max(indices), {}
     with av.open(str(path), metadata_errors="ignore") as container:
         stream = container.streams.video[0]
@@ -64,7 +84,7 @@ def n2(path: Path, indices: list[int]) -> np.ndarray:
                 frames[number] = frame.to_ndarray(format="rgb24")
             if number == last:
                 break
-    return np.stack([frames[index] for index in indices])
+    return finish(np.stack([frames[index] for index in indices]))
 
 
 READERS: dict[str, Reader] = {"ours": ours, "n1": n1, "n2": n2}
@@ -169,7 +189,7 @@ def real(data: Path, clips: int, seed: int) -> dict[str, list[Path]]:
 # Measuring
 
 
-def measure(path: Path, repeats: int) -> dict[str, Any]:
+def measure(path: Path, repeats: int, finish: Finish) -> dict[str, Any]:
     """CPU and wall seconds of each reader, median of ``repeats`` runs by turns; the frames must be equal."""
     with VideoFile(path) as video:
         count = video.num_frames
@@ -181,7 +201,7 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
         frames = {}
         for name in orders[turn % len(orders)]:
             begin, begin_cpu = time.perf_counter(), time.process_time()
-            frames[name] = READERS[name](path, indices)
+            frames[name] = READERS[name](path, indices, finish)
             if turn:  # the first brings the file into memory
                 cpu[name].append(time.process_time() - begin_cpu)
                 wall[name].append(time.perf_counter() - begin)
@@ -194,6 +214,13 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
         "cpu_seconds": {name: statistics.median(times) for name, times in cpu.items()},
         "wall_seconds": {name: statistics.median(times) for name, times in wall.items()},
     }
+
+
+def age_heap() -> None:
+    """Bring the C library's allocator to where a long-running loader worker's is: having freed large blocks, it keeps
+    memory instead of asking the system for every frame anew, which would cost each reader more than its conversions."""
+    for megabytes in (2, 8, 24, 31):
+        np.ones(megabytes * 2**20, np.uint8)
 
 
 def quartiles(values: list[float]) -> dict[str, float]:
@@ -216,6 +243,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def show(name: str, group: dict[str, Any]) -> None:
+    against = [group[f"{base}_over_ours_cpu"] for base in ("n1", "n2")]
+    cells = "   ".join(f"{one['median']:.3f} ({one['q1']:.2f}–{one['q3']:.2f})" for one in against)
+    print(f"{name:30} {group['clips']:5}   {cells}", flush=True)
+
+
 def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -236,6 +269,9 @@ def main() -> None:
         help="timed runs of each reader, six orders of the three in turn (default: %(default)s)",
     )
     parser.add_argument("--cores", type=int, default=1, help="cores the process may use; 0: all (default: 1)")
+    parser.add_argument(
+        "--short-side", type=int, default=0, help="also resize what is converted to this short side (default: do not)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.data is not None and not arguments.data.is_dir():
@@ -247,6 +283,9 @@ def main() -> None:
         groups = render(Path(folder), arguments.clips, arguments.seed)
         if arguments.data is not None:
             groups |= real(arguments.data, arguments.clips, arguments.seed)
+        age_heap()
+        torch.set_num_threads(1)
+        finish = to_short_side(arguments.short_side) if arguments.short_side else as_it_is
         everything = os.sched_getaffinity(0)
         if arguments.cores:
             os.sched_setaffinity(0, sorted(everything)[-arguments.cores :])
@@ -255,10 +294,12 @@ def main() -> None:
             "converts the wanted and stops after the last; ratios are their time over ours, per clip",
             "condition": {
                 "decoder_threads": 1,
+                "resized_to_short_side": arguments.short_side or None,
                 "cores_allowed": len(os.sched_getaffinity(0)),
                 "clock": "CPU seconds of the process; wall seconds beside them",
                 "runs": f"{arguments.repeats} by turns after one warm-up; median per clip, quartiles over clips",
                 "ours_includes": "opening, packet index and reading",
+                "heap": "aged: large blocks were freed before, as in a long-running worker",
             },
             "device": {"processor": processor(), "system": platform.system(), "cores": len(everything)},
             "versions": {
@@ -268,20 +309,25 @@ def main() -> None:
                 "numpy": np.__version__,
             },
             "command": f"python benchmarks/reader.py --data ../shared/data --clips {arguments.clips} "
-            f"--repeats {arguments.repeats} --cores {arguments.cores} --seed {arguments.seed} --output …",
+            f"--repeats {arguments.repeats} --cores {arguments.cores} --short-side {arguments.short_side} "
+            f"--seed {arguments.seed} --output …",
             "bit_identical": True,  # or measure() would have ended the run
             "groups": {},
+            "codecs": {},
             "clips": {},
         }
         print(f"{'group':30} clips   N1/ours   N2/ours   (median CPU time, quartiles)")
         for name, files in groups.items():
-            rows = [measure(path, arguments.repeats) for path in files]
+            rows = [measure(path, arguments.repeats, finish) for path in files]
             result["clips"][name] = rows
-            group = result["groups"][name] = summary(rows)
-            against = [group[f"{base}_over_ours_cpu"] for base in ("n1", "n2")]
-            cells = "   ".join(f"{one['median']:.2f} ({one['q1']:.2f}–{one['q3']:.2f})" for one in against)
-            print(f"{name:30} {len(rows):5}   {cells}", flush=True)
-    medians = {name: group["n2_over_ours_cpu"]["median"] for name, group in result["groups"].items()}
+            result["groups"][name] = summary(rows)
+            show(name, result["groups"][name])
+    print("by codec")
+    for codec in dict.fromkeys(name.split()[0] for name in groups):
+        rows = [row for name in groups if name.split()[0] == codec for row in result["clips"][name]]
+        result["codecs"][codec] = summary(rows)
+        show(codec, result["codecs"][codec])
+    medians = {codec: one["n2_over_ours_cpu"]["median"] for codec, one in result["codecs"].items()}
     long_gop = result["groups"][LONG_GOP]
     result["goals"] = {
         "long GOP, at least 3 × N1": long_gop["n1_over_ours_cpu"]["median"] >= 3,

@@ -50,7 +50,7 @@ def train(
 
         typer.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
         return
-    with _Terminal(json_lines) as terminal:
+    with TrainingDisplay(json_lines=json_lines) as terminal:
         result = run(
             data,
             output,
@@ -81,10 +81,10 @@ def _closing(result: "RunResult") -> None:
         )
 
 
-class _Terminal:
+class TrainingDisplay:
     """The run as a person follows it: a bar with clips/s and time left, a line an epoch."""
 
-    def __init__(self, json_lines: bool) -> None:
+    def __init__(self, *, json_lines: bool = False) -> None:
         self.json_lines = json_lines
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -98,7 +98,7 @@ class _Terminal:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> "_Terminal":
+    def __enter__(self) -> "TrainingDisplay":
         self.bar.start()
         return self
 

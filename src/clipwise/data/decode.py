@@ -56,6 +56,9 @@ _VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
 # Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by
 # commas).
 _SEEKABLE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
+# Opening a file, FFmpeg decodes some of its frames, to learn how far they are reordered and the like. In WebM nothing
+# is (VP8, VP9, AV1), and a large first keyframe can cost as much as all that is wanted: let it read headers only.
+_UNPROBED = {"codec_whitelist": "none", "probesize": "32"}
 # Packets of files up to this size are kept after the index is built, so that the file is read only once.
 _KEEP_BYTES = 32 * 2**20
 
@@ -347,7 +350,8 @@ class VideoFile(_Closing):
             self._source.seek(0)
             opened = self._source
         try:
-            container = av.open(opened, mode="r", metadata_errors="ignore")
+            options = _UNPROBED if _is_webm(self._source) else {}
+            container = av.open(opened, mode="r", metadata_errors="ignore", options=options)
         except (av.error.FFmpegError, OSError) as error:
             raise DecodeError(self.path, _why_unreadable(self._source, error)) from error
         self._container = container
@@ -713,6 +717,19 @@ def _named_source(source: object) -> tuple[str, str | BinaryIO]:
         f"cannot read frames from a {type(source).__name__}; "
         "give a path, bytes, a binary file object or a uint8 array of shape (T, H, W, 3)"
     )
+
+
+def _is_webm(source: str | BinaryIO) -> bool:
+    try:
+        if isinstance(source, str):
+            with open(source, "rb") as file:
+                head = file.read(64)
+        else:
+            head = source.read(64)
+            source.seek(0)
+    except OSError:  # opening says why
+        return False
+    return head.startswith(b"\x1aE\xdf\xa3") and b"\x42\x82\x84webm" in head  # EBML; its document type
 
 
 def _why_unreadable(source: str | BinaryIO, error: Exception) -> str:

@@ -9,6 +9,7 @@ folder       ``<folder>/<class>/<video>``, or ``<folder>/<train|val|test>/<class
              video file or a folder of nothing but JPEG frames. A split's folder may also be called
              ``training``, ``valid``, ``validation`` or ``testing``.
 ``*.pack``   the single file of decoded frames that ``clipwise data pack`` writes.
+A folder with a ``manifest.csv`` in it is read from that.
 
 The class list is ``classes=`` if given, else the lines of a ``classes.txt`` beside the CSV or in the folder,
 else the names that occur, sorted. It comes from all rows whatever split is asked for: splits agree on it.
@@ -125,6 +126,8 @@ class Manifest:
         ignored: tuple[str, ...] = ()
         pack: PackedFile | None = None
         listed: tuple[str, ...] | None = None
+        if path.is_dir() and (path / "manifest.csv").is_file():
+            path = path / "manifest.csv"
         if path.is_dir():
             root = path
             rows, ignored = _read_folder(path)

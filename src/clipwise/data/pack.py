@@ -82,7 +82,7 @@ def pack(
     output: str | os.PathLike[str],
     *,
     format: Format = "jpeg",
-    short_side: int | None,
+    short_side: int | None = None,
     quality: int = 95,
     enlarge: bool = False,
     workers: int | None = None,
