@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import clipwise
+from clipwise.data.synthetic import synthesize
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -19,3 +22,33 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small rendered set: 4 classes of 6 encoded videos of 48×48, train and val."""
+    folder = tmp_path_factory.mktemp("rendered") / "videos"
+    return synthesize(folder, pairs=2, videos_per_class=6, size=48, frames=(12, 16), seed=0, val_share=0.34).parent
+
+
+# A network and a schedule as small as they come; two epochs of three steps on `videos`.
+SMALL = [
+    "model.name=stm_resnet18",
+    "model.weights=null",
+    "model.num_frames=4",
+    "model.options.base_width=16",
+    "views.size=32",
+    "training.epochs=2",
+    "training.batch_size=6",
+    "training.reference_batch=6",
+    "training.precision=fp32",
+    "data.workers=0",
+]
+
+
+@pytest.fixture(scope="session")
+def run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run on `videos`; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    clipwise.train(videos, folder, overrides=SMALL)
+    return folder

@@ -148,9 +148,7 @@ def test_a_confusion_matrix_shows_shares_of_each_class(tmp_path, number):
 
 
 def test_200_classes_have_room_for_their_names_in_a_picture_that_can_be_opened(tmp_path):
-    confusion_matrix(
-        tmp_path / "200.png", np.eye(200), [f"a longish name, number {i}" for i in range(200)], ""
-    )
+    confusion_matrix(tmp_path / "200.png", np.eye(200), [f"a longish name, number {i}" for i in range(200)], "")
     height, width, _ = pixels(tmp_path / "200.png").shape
     assert min(height, width) > 200 * 12, "12 pixels a line"
     assert max(height, width) < 5000

@@ -118,9 +118,7 @@ def test_every_parameter_gets_a_gradient(name: str, options: dict[str, Any]) -> 
     assert [key for key, value in model.named_parameters() if value.grad is None] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["stm_resnet18", "stm_resnet50", "stc_resnet50", "stw_resnet50", "tam_resnet18"]
-)
+@pytest.mark.parametrize("name", ["stm_resnet18", "stm_resnet50", "stc_resnet50", "stw_resnet50", "tam_resnet18"])
 def test_one_frame_and_odd_sizes(name: str) -> None:
     model = small(name, num_frames=1)
     assert model(torch.randn(1, 1, 3, 57, 75)).isfinite().all()
@@ -131,9 +129,7 @@ def test_operations_keep_the_layout_that_convolutions_want(layout: torch.memory_
     x = torch.randn(6, 16, 5, 7).contiguous(memory_format=layout)
     clip = ops.unfold(x, 3)
     weight = torch.randn(16, 1, 3)
-    expected = torch.nn.functional.conv1d(
-        clip.permute(0, 3, 4, 2, 1).reshape(-1, 16, 3), weight, padding=1, groups=16
-    )
+    expected = torch.nn.functional.conv1d(clip.permute(0, 3, 4, 2, 1).reshape(-1, 16, 3), weight, padding=1, groups=16)
     expected = expected.reshape(2, 5, 7, 16, 3).permute(0, 4, 3, 1, 2)
     result = ops.temporal_conv(clip, weight)
     torch.testing.assert_close(result, expected)
@@ -271,17 +267,11 @@ def test_real_imagenet_weights_recognise_an_image_network(shared: Path) -> None:
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(
-        ValueError, match=r"nothing in it matches stm_resnet18; its keys begin encoder\.weight"
-    ):
-        load_weights(
-            create_model("stm_resnet18", num_classes=2), tmp_path / "other.safetensors", name="stm_resnet18"
-        )
+    with pytest.raises(ValueError, match=r"nothing in it matches stm_resnet18; its keys begin encoder\.weight"):
+        load_weights(create_model("stm_resnet18", num_classes=2), tmp_path / "other.safetensors", name="stm_resnet18")
     save_file(image_state(18), tmp_path / "narrow.safetensors")
     with pytest.raises(ValueError, match="other shapes than stm_resnet18's"):
-        load_weights(
-            create_model("stm_resnet18", num_classes=2), tmp_path / "narrow.safetensors", name="stm_resnet18"
-        )
+        load_weights(create_model("stm_resnet18", num_classes=2), tmp_path / "narrow.safetensors", name="stm_resnet18")
 
 
 class _Runs:

@@ -97,9 +97,7 @@ def test_jpeg_pack_is_close_and_resized(manifest: Manifest, tmp_path: Path) -> N
     pack(manifest, tmp_path / "u.pack", format="uint8", short_side=32, workers=0)
     jpeg, exact = Manifest.read(tmp_path / "j.pack"), Manifest.read(tmp_path / "u.pack")
     shapes = [whole(exact, index).shape for index in range(4)]
-    assert shapes == [(9, 32, 43, 3), (4, 55, 32, 3), (4, 32, 43, 3), (1, 24, 30, 3)], (
-        "the small one is not enlarged"
-    )
+    assert shapes == [(9, 32, 43, 3), (4, 55, 32, 3), (4, 32, 43, 3), (1, 24, 30, 3)], "the small one is not enlarged"
     for index in range(4):
         difference = whole(jpeg, index).astype(int) - whole(exact, index)
         assert difference.shape == shapes[index]
@@ -269,9 +267,7 @@ def test_damaged_packs_are_named(manifest: Manifest, tmp_path: Path) -> None:
     packed = Manifest.read(output)
     for kept in (len(content) - 1, len(content) // 2, 100, 5, 0):
         output.write_bytes(content[:kept])
-        with pytest.raises(
-            ValueError, match=r"data\.pack: (\d+ bytes where \d+ were written|not a pack).*pack"
-        ):
+        with pytest.raises(ValueError, match=r"data\.pack: (\d+ bytes where \d+ were written|not a pack).*pack"):
             Manifest.read(output)
         with pytest.raises(DecodeError, match=r"data\.pack: the pack (changed|cannot be read)"):
             pickle.loads(pickle.dumps(packed)).open(0)

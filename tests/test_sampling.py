@@ -92,8 +92,7 @@ def test_every_dense_start_is_drawn_the_last_included() -> None:
 def test_random_clips_follow_the_identity_in_every_process() -> None:
     here = sampling.random_clips(90, 8, 10, "walking/é.mp4")
     code = (
-        "from clipwise.data.sampling import random_clips;"
-        "print(random_clips(90, 8, 10, 'walking/\\u00e9.mp4').tolist())"
+        "from clipwise.data.sampling import random_clips;print(random_clips(90, 8, 10, 'walking/\\u00e9.mp4').tolist())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == str(here.tolist())
@@ -127,9 +126,7 @@ def test_uniform_clips_are_sorted_in_range_and_as_many_as_asked(n: int, segments
 
 
 @given(FRAMES, st.integers(1, 40), st.integers(1, 9), st.integers(1, 12), SEEDS)
-def test_dense_sampling_is_in_range_and_strided(
-    n: int, frames: int, stride: int, clips: int, seed: int
-) -> None:
+def test_dense_sampling_is_in_range_and_strided(n: int, frames: int, stride: int, clips: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     fits = n >= frames * stride
     for short in ("wrap", "repeat"):

@@ -5,7 +5,6 @@ workers nor an interruption changes what a training step sees.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,8 +32,7 @@ class Draw(NamedTuple):
     """The clip's place in the run, from 0."""
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """A video that could not be read."""
 
     path: str

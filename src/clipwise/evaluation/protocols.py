@@ -3,7 +3,6 @@
 Evaluation is a loop of its own, not Lightning's: a padded distributed sampler would count some videos twice.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +44,7 @@ class Evaluation:
         return {
             "videos": {
                 "scored": len(self.names),
-                "unreadable": [dataclasses.asdict(failure) for failure in self.unreadable],
+                "unreadable": [failure._asdict() for failure in self.unreadable],
                 "shorter_than_clip": list(self.short),
             },
             "video": self.video.to_dict(),
