@@ -52,3 +52,10 @@ def run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     clipwise.train(videos, folder, overrides=SMALL)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped even if none was; the reasons stand above, by ``-ra``."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = sorted({report.longrepr[2].removeprefix("Skipped: ") for report in skipped})
+    terminalreporter.write_line(f"skipped tests: {len(skipped)}" + (f" ({'; '.join(reasons)})" if reasons else ""))

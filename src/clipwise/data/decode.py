@@ -20,7 +20,8 @@ never silently wrong:
 * MPEG-TS and MPEG-PS are never entered in the middle;
 * intra-refresh H.264 marks keyframes that are none: what comes first after a jump must be an intra frame,
   or the file is decoded in order;
-* AVI stores no display times: with B-frames its frames are counted as the decoder gives them;
+* AVI stores no display times: with B-frames these are worked out where pictures tell their type (MPEG-4), else the
+  frames are counted as the decoder gives them;
 * edit lists hide frames that must be decoded but do not count; the frame count in a header is never believed.
 
 PyAV is imported on first use, Pillow when a frame folder is read.
@@ -51,13 +52,15 @@ Int64: TypeAlias = NDArray[np.int64]
 
 # Codecs whose decoder can skip the frames nothing refers to and leave the others as they are (AV1's cannot).
 _SKIPPABLE = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})
+# Codecs whose packets in an AVI FFmpeg gives no display times.
+_TIMELESS = frozenset({"h264", "hevc", "vvc"})
 # Codecs whose decoder says of a frame whether it is a keyframe, so that entering at one can be verified.
 _VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
 # Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by
 # commas).
 _SEEKABLE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
-# Opening a file, FFmpeg decodes some of its frames, to learn how far they are reordered and the like. In WebM nothing
-# is (VP8, VP9, AV1), and a large first keyframe can cost as much as all that is wanted: let it read headers only.
+# Opening a file, FFmpeg decodes some of its frames, to learn how far they are reordered and the like, which can cost as
+# much as all that is wanted. In WebM nothing is reordered (VP8, VP9, AV1), mp4's header tells: let it read headers only.
 _UNPROBED = {"codec_whitelist": "none", "probesize": "32"}
 # Packets of files up to this size are kept after the index is built, so that the file is read only once.
 _KEEP_BYTES = 32 * 2**20
@@ -207,8 +210,9 @@ class PacketIndex:
 
     ``pts`` holds the display time of every packet in file order (``time_base`` seconds each), ``keys`` the
     numbers of the packets that are keyframes, ``frames`` the packet number of every shown frame in display
-    order. Where the times cannot be relied on (``counted``), ``frames`` is empty, and the n-th frame is the
-    n-th the decoder gives.
+    order. Where the file's own times mislead but the order is known, ``pts`` is the place in that order
+    (``ordered``). Where not even that is (``counted``), ``frames`` is empty, and the n-th frame is the n-th
+    the decoder gives.
     """
 
     codec: str
@@ -219,6 +223,7 @@ class PacketIndex:
     keys: Int64
     frames: Int64
     num_frames: int
+    ordered: bool
     counted: bool
 
     @property
@@ -282,13 +287,20 @@ class VideoFile(_Closing):
         self._codec: Any = None
         self._error: Any = None  # PyAV's base exception
         self._reformatter: Any = None
+        self._probed = False  # FFmpeg decoded some frames on opening, by itself
         self._fresh = True  # nothing demuxed from this container yet
         self._used = False  # nothing decoded with this decoder yet
         self._kept: list[Any] | None = None  # all packets, in file order, where they were few enough to keep
         self._trust_keys = True
         try:
-            self._open()
-            self.index = self._make_index() if index is None else index
+            self._open(probe=False)
+            if index is None:
+                self.index = self._make_index()
+            else:
+                self.index = index
+                if index.ordered:
+                    self._read_packets(None)
+                    self._number_packets(index.pts.tolist())
             self.fps = _frame_rate(self.index)
             seconds, tick = self.index.seconds, float(self.index.time_base)
             self._first, last = _segment(self.path, self.index.num_frames, seconds, tick, start, end)
@@ -338,7 +350,8 @@ class VideoFile(_Closing):
 
     # Opening
 
-    def _open(self) -> None:
+    def _open(self, *, probe: bool) -> None:
+        """Open the file; with ``probe`` as FFmpeg does by itself, else only as far as it needs to be."""
         av = _import_av()
         if self._container is not None:
             self._container.close()
@@ -350,7 +363,8 @@ class VideoFile(_Closing):
             self._source.seek(0)
             opened = self._source
         try:
-            options = _UNPROBED if _is_webm(self._source) else {}
+            self._probed = probe or not _header_suffices(self._source)
+            options = {} if self._probed else _UNPROBED
             container = av.open(opened, mode="r", metadata_errors="ignore", options=options)
         except (av.error.FFmpegError, OSError) as error:
             raise DecodeError(self.path, _why_unreadable(self._source, error)) from error
@@ -374,64 +388,91 @@ class VideoFile(_Closing):
         self._fresh, self._used = True, False
 
     def _make_index(self) -> PacketIndex:
-        """Read all packets, decode none (but for files whose frames can only be counted by decoding)."""
-        codec, container = self._codec.name, self._container.format.name
-        pts: list[int] = []
-        keys: list[int] = []
-        shown: list[int] = []
-        timeless = 0
-        kept: list[Any] | None = []
-        size = 0
+        """Tell from the packets, not decoding any (but for files whose frames can only be counted by decoding)."""
+        codec, container, stream = self._codec.name, self._container.format.name, self._stream
+        # An AVI holds no display times: FFmpeg derives some, wrong where frames are reordered.
+        orderless = container == "avi" and self._codec.has_b_frames
         vops = _VopReader(self._codec.extradata) if codec == "mpeg4" else None
-        for number, packet in enumerate(self._demux()):
-            time = packet.pts
-            if time is None:
-                timeless += 1
-                time = 0
-            pts.append(time)
-            if packet.is_keyframe:
-                keys.append(number)
-            if packet.is_discard or (vops is not None and not vops.gives_frame(packet)):
-                hidden = True
-            else:  # VP8 keeps pictures that are only referred to in packets of their own; a bit tells
-                hidden = codec == "vp8" and not memoryview(packet)[0] & 0x10
-            if not hidden:
-                shown.append(number)
-            if kept is not None:
-                kept.append(packet)
-                size += packet.size
-                if size > _KEEP_BYTES:
-                    kept = None
-        self._kept = kept
-        if vops is not None and vops.after_empty and not self._codec.has_b_frames:
+        listed = self._listed_packets() if container == "avi" and not orderless else None
+        pts, keys, shown = self._read_packets(vops) if listed is None else listed
+        if vops is not None and vops.after_empty and not orderless:
             shown.append(len(pts) - 1)  # only at the very end does FFmpeg show the last picture again
         if not shown:
             raise DecodeError(self.path, "no frames in it; it is damaged or was cut short: fetch it again")
         num_frames = len(shown)
+        rate, time_base = stream.average_rate or stream.guessed_rate, stream.time_base or 1
+        ordered = orderless and vops is not None and vops.reorders and self._kept is not None and bool(rate)
+        if ordered:
+            assert vops is not None
+            shown, time_base = vops.order, 1 / rate
+            places = {number: place for place, number in enumerate(shown)}
+            pts = [places.get(number, num_frames) for number in range(len(pts))]
+        timeless = pts.count(None)
+        if timeless:
+            pts = [time or 0 for time in pts]
         shown.sort(key=pts.__getitem__)
-        # An AVI holds no display times: FFmpeg derives some, wrong where frames are reordered.
-        orderless = "avi" in container.split(",") and self._codec.has_b_frames
         # Does the file begin with a keyframe, shown first? Else the decoder drops what follows, nobody else
         # knows how much.
         whole = keys[:1] == [0] and pts[shown[0]] >= pts[0]
-        reliable = whole and not orderless and not timeless and len(set(pts)) == len(pts)
+        reliable = whole and (ordered or not (orderless or timeless) and len(set(pts)) == len(pts))
         if not reliable:
             shown = []
             if not (orderless and whole):
                 num_frames = self._count_by_decoding()
-        stream = self._stream
-        rate = stream.average_rate or stream.guessed_rate
+        elif ordered:
+            self._number_packets(pts)
         return PacketIndex(
             codec=codec,
             container=container,
-            time_base=Fraction(stream.time_base or 1),
+            time_base=Fraction(time_base),
             rate=float(rate) if rate else None,
             pts=np.array(pts, dtype=np.int64),
             keys=np.array(keys, dtype=np.int64),
             frames=np.array(shown, dtype=np.int64),
             num_frames=num_frames,
+            ordered=reliable and ordered,
             counted=not reliable,
         )
+
+    def _listed_packets(self) -> tuple[list[int | None], list[int], list[int]] | None:
+        """As :meth:`_read_packets`, but from the list in an AVI; None unless that is complete and tells all."""
+        codec, entries = self._codec.name, list(self._stream.index_entries)
+        if codec in _TIMELESS or not entries:
+            return None
+        last = entries[-1]
+        complete = last.timestamp + 1 == self._stream.frames and last.pos + 8 + last.size <= self._container.size
+        if not complete or (codec == "mpeg4" and min(e.size for e in entries) <= _VopReader.LONGEST_EMPTY_VOP):
+            return None
+        keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
+        return [entry.timestamp for entry in entries], keys, list(range(len(entries)))
+
+    def _read_packets(self, vops: _VopReader | None) -> tuple[list[int | None], list[int], list[int]]:
+        """Display times of all packets, numbers of the keyframes, numbers of those that give a frame."""
+        pts: list[int | None] = []
+        keys: list[int] = []
+        shown: list[int] = []
+        kept: list[Any] = []
+        keep = 0 <= self._container.size <= _KEEP_BYTES
+        vp8 = self._codec.name == "vp8"
+        for number, packet in enumerate(self._demux()):
+            pts.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(number)
+            if vops is not None:
+                hidden = not vops.gives_frame(packet)
+            else:  # VP8 keeps pictures that are only referred to in packets of their own; a bit tells
+                hidden = vp8 and not memoryview(packet)[0] & 0x10
+            if not (hidden or packet.is_discard):
+                shown.append(number)
+            if keep:
+                kept.append(packet)
+        self._kept = kept if keep else None
+        return pts, keys, shown
+
+    def _number_packets(self, pts: Sequence[int]) -> None:
+        """Have the decoder hand out each kept packet's frame with the time that the index gives it."""
+        for packet, time in zip(self._kept or (), pts, strict=True):
+            packet.pts = time
 
     def _count_by_decoding(self) -> int:
         """Number of frames, from decoding them all: only for streams whose packets do not tell."""
@@ -459,7 +500,7 @@ class VideoFile(_Closing):
             return iter(self._kept[first:])
         if first == 0:
             if not self._fresh:
-                self._open()
+                self._open(probe=self._probed)
             return self._demux()
         try:
             self._container.seek(int(self.index.pts[first]), stream=self._stream)  # clears the decoder, too
@@ -521,8 +562,10 @@ class VideoFile(_Closing):
                     if not (frame.key_frame and frame.pict_type == 1 and frame.pts == entry_pts):
                         return False
                     entered = True
-                if frame.pts in group and frame.pts in missing:
-                    self._convert(frame, missing.pop(frame.pts), pictures)
+                time = frame.pts
+                if time in group and time in missing:
+                    self._convert(frame, missing.pop(time), pictures)
+            frame = None  # a decoder that changes its last picture (Cinepak) has to copy one that is still held
             if not waiting:
                 break
         return True
@@ -537,8 +580,8 @@ class VideoFile(_Closing):
 
     def _decode_all(self) -> Iterator[Any]:
         """Every frame, in order, from a new decoder: what the short cuts must equal."""
-        if self._used:
-            self._open()
+        if self._used or not self._probed:
+            self._open(probe=True)
         packets = self._packets_from(0)
         self._codec.skip_frame = "DEFAULT"
         for packet in packets:
@@ -549,12 +592,11 @@ class VideoFile(_Closing):
         """Frames ``packet`` brings out of the decoder; none from a damaged one: its neighbours may be fine."""
         self._used = True
         frames: list[Any] = []
-        for item in (packet, None) if last else (packet,):
-            try:
-                frames += self._codec.decode(item)
-            except self._error:
-                continue
-        return frames
+        try:
+            frames = self._codec.decode(packet)
+        except self._error:
+            pass
+        return frames + self._decode(None) if last else frames
 
     def _rewind(self) -> None:
         if self._used:
@@ -602,52 +644,60 @@ class _Pictures:
 
 
 class _VopReader:
-    """Tells which MPEG-4 Part 2 packets give a frame; to be shown all packets, in order.
+    """Tells which MPEG-4 Part 2 packets give a frame, and in which order; to be shown all packets.
 
     Old encoders write two pictures (VOPs) into one packet and, in the next, a placeholder (a picture "not
     coded") that lets the decoder hand out the second; elsewhere "not coded" means "show the last one
     again", which FFmpeg does not. One-byte packets stand for nothing.
     """
 
-    _VOP = b"\x00\x00\x01\xb6"
-    _LONGEST_EMPTY_VOP = 19  # bytes, as in FFmpeg's own test
+    LONGEST_EMPTY_VOP = 19  # bytes, as in FFmpeg's own test
+    _VOP = re.compile(rb"\x00\x00\x01\xb6")
+    _B_VOP = re.compile(rb"\x00\x00\x01\xb6[\x80-\xbf]")  # its first two bits tell a picture's type
 
     def __init__(self, extradata: bytes | None) -> None:
-        self._time_bits = _vop_time_bits(extradata or b"")
-        self._first: Any = None  # the first packet: holds the header where the container does not
+        self._header = _vol_header(extradata or b"")
+        self._count = 0
         self._before: Any = None  # the packet before, if it may hold a second picture
+        self.order: list[int] = []  # numbers of the packets that give a frame, as they are shown, if it `reorders`
         self.after_empty = False  # the last packet was a picture "not coded" that gave no frame
 
+    @property
+    def reorders(self) -> bool:
+        """Does the header say that B-pictures may come, so that others are shown one later than decoded?"""
+        return self._header is not None and self._header[1]
+
     def gives_frame(self, packet: Any) -> bool:
-        before, self._before = self._before, packet
-        if self._first is None:
-            self._first = packet
+        number, before = self._count, self._before
+        self._count, self._before = number + 1, packet
+        if self._header is None and not number:  # where the container does not hold the header, the first packet does
+            self._header = _vol_header(bytes(packet))
         self.after_empty = False
-        if packet.size > self._LONGEST_EMPTY_VOP:
+        short = packet.size <= self.LONGEST_EMPTY_VOP
+        if not (short or self.reorders):
             return True
-        data = bytes(packet)
-        start = data.find(self._VOP)
-        if start < 0:
+        data, vop = packet, self._VOP.search(packet)
+        start = vop.start() if vop else -1
+        if short and not vop:
             return False
-        if self._is_coded(data[start + 4 :]):
-            return True
-        self._before = None
-        if before is None:
-            paired = False
-        else:
-            held = bytes(before)
-            paired = held.find(self._VOP) != held.rfind(self._VOP)
-        self.after_empty = not paired
-        return paired
+        if short and not self._is_coded(bytes(packet)[start + 4 :]):
+            self._before = None
+            data = b"" if before is None else bytes(before)
+            start = data.rfind(self._VOP.pattern)
+            if start == data.find(self._VOP.pattern):
+                self.after_empty = True
+                return False
+        if self.reorders:
+            is_b = self._B_VOP.match(data, max(start, 0))
+            self.order.insert(len(self.order) - bool(is_b), number)  # before the last other one, which waits for it
+        return True
 
     def _is_coded(self, vop: bytes) -> bool:
-        if self._time_bits is None:
-            self._time_bits = _vop_time_bits(bytes(self._first))
-        if self._time_bits is None:
+        if self._header is None:
             return True
         bits = _bits(vop)
         seconds_end = bits.find("0", 2)  # two bits of picture type, then one "1" for each full second
-        position = seconds_end + 1 + 1 + self._time_bits + 1
+        position = seconds_end + 1 + 1 + self._header[0] + 1
         return seconds_end < 0 or position >= len(bits) or bits[position] == "1"
 
 
@@ -655,8 +705,9 @@ def _bits(data: bytes) -> str:
     return f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}" if data else ""
 
 
-def _vop_time_bits(data: bytes) -> int | None:
-    """Width of a picture's time field by the video-object-layer header (ISO/IEC 14496-2, 6.2.3), or None."""
+def _vol_header(data: bytes) -> tuple[int, bool] | None:
+    """Of the video-object-layer header (ISO/IEC 14496-2, 6.2.3): the width of a picture's time field, and whether
+    it says that pictures are reordered; None if there is no such header."""
     match = re.search(rb"\x00\x00\x01[\x20-\x2f]", data)
     if match is None:
         return None
@@ -676,14 +727,16 @@ def _vop_time_bits(data: bytes) -> int | None:
         take(3)
     if take(4) == 15:  # aspect ratio, written out
         take(16)
+    reorders = False
     if take(1):  # control parameters
-        take(2 + 1)
+        take(2)
+        reorders = not take(1)  # "low delay"
         if take(1):
             take(79)
     if take(2) == 3 and version != 1:
         take(4)
     take(1)
-    return max(1, (take(16) - 1).bit_length())
+    return max(1, (take(16) - 1).bit_length()), reorders
 
 
 def _import_av() -> Any:
@@ -719,17 +772,19 @@ def _named_source(source: object) -> tuple[str, str | BinaryIO]:
     )
 
 
-def _is_webm(source: str | BinaryIO) -> bool:
+def _header_suffices(source: str | BinaryIO) -> bool:
+    """Is it mp4 or WebM? See ``_UNPROBED``."""
     try:
         if isinstance(source, str):
-            with open(source, "rb") as file:
+            with open(source, "rb", buffering=0) as file:
                 head = file.read(64)
         else:
             head = source.read(64)
             source.seek(0)
     except OSError:  # opening says why
         return False
-    return head.startswith(b"\x1aE\xdf\xa3") and b"\x42\x82\x84webm" in head  # EBML; its document type
+    webm = head.startswith(b"\x1aE\xdf\xa3") and b"\x42\x82\x84webm" in head  # EBML; its document type
+    return webm or head[4:8] == b"ftyp"
 
 
 def _why_unreadable(source: str | BinaryIO, error: Exception) -> str:

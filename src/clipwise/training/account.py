@@ -52,6 +52,12 @@ class EpochLog:
     seconds: float
     """The epoch with its validation."""
 
+    @classmethod
+    def from_row(cls, row: dict[str, str]) -> "EpochLog":
+        """From a line of ``epochs.csv``, where an empty cell is None."""
+        numbers = {key: float(text) if text else None for key, text in row.items()}
+        return cls(**{**numbers, "epoch": int(row["epoch"]), "step": int(row["step"])})  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class RunAccount:
@@ -62,8 +68,7 @@ class RunAccount:
     """``run.json``: command, recipe, hashes, data, device, versions."""
     training_videos: tuple[str, ...]
     validation_videos: tuple[str, ...]
-    epochs: tuple[dict[str, str], ...]
-    """The lines of ``epochs.csv``."""
+    epochs: tuple[EpochLog, ...]
 
     @classmethod
     def read(cls, folder: Path) -> "RunAccount":
@@ -76,23 +81,23 @@ class RunAccount:
             origin = json.loads((folder / _RUN).read_text(encoding="utf-8"))
             values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             splits = json.loads((folder / _SPLITS).read_text(encoding="utf-8"))
-            rows: list[dict[str, str]] = []
+            epochs: list[EpochLog] = []
             if (folder / _EPOCHS).is_file():
                 with (folder / _EPOCHS).open(newline="", encoding="utf-8") as file:
-                    rows = list(csv.DictReader(file))
+                    epochs = [EpochLog.from_row(row) for row in csv.DictReader(file)]
             return cls(
                 config=config_from_mapping(values, source=str(folder / _CONFIG)),
                 origin=origin,
                 training_videos=tuple(splits["train"]),
                 validation_videos=tuple(splits["validation"]),
-                epochs=tuple(rows),
+                epochs=tuple(epochs),
             )
-        except (OSError, json.JSONDecodeError, KeyError) as error:
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder}: holds no account of a training run ({error})") from error
 
     def to_dict(self) -> dict[str, Any]:
         """For a result file: where the weights came from, and each epoch."""
-        return {**self.origin, "config": self.config.to_dict(), "epochs": list(self.epochs)}
+        return {**self.origin, "config": self.config.to_dict(), "epochs": [asdict(log) for log in self.epochs]}
 
 
 def is_run(folder: Path) -> bool:
