@@ -267,6 +267,7 @@ ENTERED = {
     "hevc, open GOP",
     "vp9",
     "mpeg4 avi",
+    "mpeg4 avi, B-frames",
     "mpeg4 mp4, B-frames",
     "mjpeg avi",
 }
@@ -373,7 +374,7 @@ def test_one_late_frame_does_not_cost_the_whole_file(
     assert fed <= 35 < len(frames) or fed <= 25
 
 
-@pytest.mark.parametrize("name", ["h264 GOP 250", "h264, deep pyramid", "mpeg4 mp4, B-frames"])
+@pytest.mark.parametrize("name", ["h264 GOP 250", "h264, deep pyramid", "mpeg4 mp4, B-frames", "mpeg4 avi, B-frames"])
 def test_frames_nothing_refers_to_are_skipped(videos: Library, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path, frames, _ = videos(name)
     given = 0
@@ -423,7 +424,15 @@ def test_hidden_packets_are_there_and_not_counted(videos: Library) -> None:
 
 
 def test_index_is_a_small_value_that_replaces_the_pass(videos: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("h264 GOP 12", "vp9", "h264, B-frames in avi", "h264, mpegts", "h264, edit list"):
+    for name in (
+        "h264 GOP 12",
+        "vp9",
+        "h264, B-frames in avi",
+        "h264, mpegts",
+        "h264, edit list",
+        "mpeg4 avi",
+        "mpeg4 avi, B-frames",
+    ):
         path, frames, _ = videos(name)
         with VideoFile(path) as video:
             packed = pickle.dumps(video.index)
@@ -434,6 +443,66 @@ def test_index_is_a_small_value_that_replaces_the_pass(videos: Library, monkeypa
                 assert video.num_frames == len(frames)
                 for indices in ([40], [3, 37, 20], [0, 1]):
                     np.testing.assert_array_equal(video.read(indices), frames[indices])
+
+
+def test_complete_list_in_an_avi_spares_reading_its_packets(
+    videos: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, frames, _ = videos("mpeg4 avi")
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoFile, "_demux", None)
+        with VideoFile(path) as video:
+            assert video.num_frames == len(frames)
+
+    data = bytearray(path.read_bytes())
+    header = data.index(b"strh") + 8 + 32  # the number of frames
+    data[header : header + 4] = (44).to_bytes(4, "little")
+    lying = tmp_path / "lying.avi"
+    lying.write_bytes(data)
+    cut = tmp_path / "cut.avi"  # the list stands at the end
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for damaged in (lying, cut):
+        true, _ = in_order(damaged)
+        with VideoFile(damaged) as video:
+            assert video.num_frames == len(true)
+            np.testing.assert_array_equal(video.read([len(true) - 1, 3]), true[[-1, 3]])
+
+
+def test_packet_lost_from_an_avi_shifts_no_other(videos: Library, tmp_path: Path) -> None:
+    """FFmpeg counts on without it: the frames after it would be taken for those before them."""
+    path, frames, _ = videos("mpeg4 avi")
+    with av.open(path) as container:
+        entry = container.streams.video[0].index_entries[30]
+    data = bytearray(path.read_bytes())
+    data[entry.pos : entry.pos + 8] = bytes(8)
+    (tmp_path / "hole.avi").write_bytes(data)
+    with VideoFile(tmp_path / "hole.avi") as video:
+        assert video.num_frames == len(frames)
+        for number in (29, 40, 36, 59):
+            assert number_in(video.read([number])[0]) == number
+        with pytest.raises(DecodeError, match="frame 30 of 60 cannot be decoded"):
+            video.read([30])
+
+
+def test_pictures_packed_two_by_two_and_one_missing(shared: Path, tmp_path: Path) -> None:
+    """The order of such packets is known only while each fits; else frames are counted."""
+    path = tmp_path / "odd.avi"
+    with (
+        av.open(shared / "data" / "clips" / "RATRACE_wave_f_nm_np1_fr_goo_37.avi") as source,
+        av.open(path, "w") as out,
+    ):
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        del packets[next(number for number, packet in enumerate(packets) if number > 20 and packet.size == 8)]
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts = number
+            packet.stream = stream
+            out.mux(packet)
+    frames, _ = in_order(path)
+    with VideoFile(path) as video:
+        assert video.index.counted
+        assert video.num_frames == len(frames)
+        np.testing.assert_array_equal(video.read([60, 5, 25]), frames[[60, 5, 25]])
 
 
 REAL = [

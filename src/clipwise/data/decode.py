@@ -49,6 +49,7 @@ Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | np.ndarray[Any,
 
 Frame_THWC: TypeAlias = NDArray[np.uint8]
 Int64: TypeAlias = NDArray[np.int64]
+_Packets: TypeAlias = tuple[list[int | None], list[int], list[int], list[int]]
 
 # Codecs whose decoder can skip the frames nothing refers to and leave the others as they are (AV1's cannot).
 _SKIPPABLE = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})
@@ -59,8 +60,8 @@ _VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
 # Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by
 # commas).
 _SEEKABLE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
-# Opening a file, FFmpeg decodes some of its frames, to learn how far they are reordered and the like, which can cost as
-# much as all that is wanted. In WebM nothing is reordered (VP8, VP9, AV1), mp4's header tells: let it read headers only.
+# Opening a file, FFmpeg decodes some of its frames, to learn how far they are reordered and the like; that can cost as
+# much as all that is wanted. In WebM nothing is (VP8, VP9, AV1), and mp4 tells by its header: let it read only that.
 _UNPROBED = {"codec_whitelist": "none", "probesize": "32"}
 # Packets of files up to this size are kept after the index is built, so that the file is read only once.
 _KEEP_BYTES = 32 * 2**20
@@ -197,22 +198,21 @@ class FrameFolder(_Closing):
     def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
         """(len(indices), H, W, 3) uint8. Raises DecodeError for an unreadable image or one of another size."""
         wanted = _checked_indices(self.path, indices, self.num_frames)
-        unique, inverse = np.unique(wanted, return_inverse=True)
-        pictures = _Pictures(self.path, len(unique))
-        for slot, number in enumerate(unique):
-            pictures.put(slot, _read_jpeg(os.path.join(self.path, self._files[number])))
-        return pictures.arranged(inverse)
+        pictures = _Pictures(self.path, wanted)
+        for number in pictures.numbers:
+            pictures.put(number, _read_jpeg(os.path.join(self.path, self._files[number])))
+        return pictures.arranged()
 
 
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
-    """What one pass over a file's packets tells: enough to read any frame later without that pass. Picklable.
+    """What a file's packets tell without being decoded: enough to read any frame later without that pass. Picklable.
 
     ``pts`` holds the display time of every packet in file order (``time_base`` seconds each), ``keys`` the
     numbers of the packets that are keyframes, ``frames`` the packet number of every shown frame in display
-    order. Where the file's own times mislead but the order is known, ``pts`` is the place in that order
-    (``ordered``). Where not even that is (``counted``), ``frames`` is empty, and the n-th frame is the n-th
-    the decoder gives.
+    order. Where packets do not carry the right times (AVI), ``places`` holds where in the file each lies, to
+    give it its own; else it is empty. Where nothing tells times or order (``counted``), ``frames`` is empty,
+    and the n-th frame is the n-th the decoder gives.
     """
 
     codec: str
@@ -220,10 +220,10 @@ class PacketIndex:
     time_base: Fraction
     rate: float | None
     pts: Int64
+    places: Int64
     keys: Int64
     frames: Int64
     num_frames: int
-    ordered: bool
     counted: bool
 
     @property
@@ -291,16 +291,15 @@ class VideoFile(_Closing):
         self._fresh = True  # nothing demuxed from this container yet
         self._used = False  # nothing decoded with this decoder yet
         self._kept: list[Any] | None = None  # all packets, in file order, where they were few enough to keep
+        self._times: dict[int, int] = {}  # of packets, by place in the file, where they do not carry the right ones
         self._trust_keys = True
         try:
             self._open(probe=False)
-            if index is None:
-                self.index = self._make_index()
-            else:
-                self.index = index
-                if index.ordered:
-                    self._read_packets(None)
-                    self._number_packets(index.pts.tolist())
+            self.index = self._make_index() if index is None else index
+            kept: list[Any] = self._kept or []
+            self._times = dict(zip(self.index.places.tolist(), self.index.pts.tolist(), strict=False))
+            for packet in kept:
+                packet.pts = self._times.get(packet.pos, packet.pts)
             self.fps = _frame_rate(self.index)
             seconds, tick = self.index.seconds, float(self.index.time_base)
             self._first, last = _segment(self.path, self.index.num_frames, seconds, tick, start, end)
@@ -318,23 +317,22 @@ class VideoFile(_Closing):
         wanted = _checked_indices(self.path, indices, self.num_frames)
         if self._container is None:
             raise ValueError(f"{self.path}: read after close; open it again")
-        unique, inverse = np.unique(wanted, return_inverse=True)
-        pictures = _Pictures(self.path, len(unique))
-        numbers = unique + self._first
-        if self.index.counted:
-            missing = {int(number): slot for slot, number in enumerate(numbers)}
-            self._decode_counted(missing, pictures)
-        else:
-            missing = {int(pts): slot for slot, pts in enumerate(self.index.pts[self.index.frames[numbers]])}
+        pictures = _Pictures(self.path, wanted + self._first)
+        index, numbers = self.index, np.array(pictures.numbers)
+        # What the decoder's frames are known by, their places or their times, to be ticked off.
+        keys = numbers if index.counted else index.pts[index.frames[numbers]]
+        missing = dict(zip(keys.tolist(), pictures.numbers, strict=True))
+        if not index.counted:
             self._decode_wanted(numbers, missing, pictures)
+        if missing:  # no short cut leads there
+            self._decode_in_order(missing, pictures)
         if missing:
-            number = int(unique[min(missing.values())])
             raise DecodeError(
                 self.path,
-                f"frame {number} of {self.num_frames} cannot be decoded: the file is damaged or cut short there; "
-                "fetch or encode it again, or take it out of the manifest",
+                f"frame {min(missing.values()) - self._first} of {self.num_frames} cannot be decoded: the file is "
+                "damaged or cut short there; fetch or encode it again, or take it out of the manifest",
             )
-        return pictures.arranged(inverse)
+        return pictures.arranged()
 
     def close(self) -> None:
         """Close the file; a file object that was handed in stays open."""
@@ -363,9 +361,10 @@ class VideoFile(_Closing):
             self._source.seek(0)
             opened = self._source
         try:
-            self._probed = probe or not _header_suffices(self._source)
-            options = {} if self._probed else _UNPROBED
-            container = av.open(opened, mode="r", metadata_errors="ignore", options=options)
+            kind = _common_format(self._source)
+            self._probed = probe or kind not in ("mp4", "webm")
+            options = None if self._probed else _UNPROBED
+            container = av.open(opened, mode="r", format=kind, metadata_errors="ignore", options=options)
         except (av.error.FFmpegError, OSError) as error:
             raise DecodeError(self.path, _why_unreadable(self._source, error)) from error
         self._container = container
@@ -390,76 +389,76 @@ class VideoFile(_Closing):
     def _make_index(self) -> PacketIndex:
         """Tell from the packets, not decoding any (but for files whose frames can only be counted by decoding)."""
         codec, container, stream = self._codec.name, self._container.format.name, self._stream
+        rate, time_base = stream.average_rate or stream.guessed_rate, stream.time_base or 1
         # An AVI holds no display times: FFmpeg derives some, wrong where frames are reordered.
         orderless = container == "avi" and self._codec.has_b_frames
         vops = _VopReader(self._codec.extradata) if codec == "mpeg4" else None
         listed = self._listed_packets() if container == "avi" and not orderless else None
-        pts, keys, shown = self._read_packets(vops) if listed is None else listed
+        times, keys, shown, places = listed or self._read_packets(vops)
         if vops is not None and vops.after_empty and not orderless:
-            shown.append(len(pts) - 1)  # only at the very end does FFmpeg show the last picture again
+            shown.append(len(times) - 1)  # only at the very end does FFmpeg show the last picture again
         if not shown:
             raise DecodeError(self.path, "no frames in it; it is damaged or was cut short: fetch it again")
         num_frames = len(shown)
-        rate, time_base = stream.average_rate or stream.guessed_rate, stream.time_base or 1
-        ordered = orderless and vops is not None and vops.reorders and self._kept is not None and bool(rate)
+        ordered = vops.order if orderless and vops is not None and vops.order_known and rate else None
         if ordered:
-            assert vops is not None
-            shown, time_base = vops.order, 1 / rate
-            places = {number: place for place, number in enumerate(shown)}
-            pts = [places.get(number, num_frames) for number in range(len(pts))]
-        timeless = pts.count(None)
-        if timeless:
-            pts = [time or 0 for time in pts]
+            time_base = 1 / rate
+            times = [num_frames] * len(times)  # of packets that give no frame: past the last
+            for time, number in enumerate(ordered):
+                times[number] = time
+        pts = [0 if time is None else time for time in times]
         shown.sort(key=pts.__getitem__)
         # Does the file begin with a keyframe, shown first? Else the decoder drops what follows, nobody else
         # knows how much.
         whole = keys[:1] == [0] and pts[shown[0]] >= pts[0]
-        reliable = whole and (ordered or not (orderless or timeless) and len(set(pts)) == len(pts))
+        timed = ordered or (not orderless and None not in times and len(set(pts)) == len(pts))
+        reliable = bool(whole and timed)
         if not reliable:
             shown = []
-            if not (orderless and whole):
+            if not (orderless and whole and vops is None):
                 num_frames = self._count_by_decoding()
-        elif ordered:
-            self._number_packets(pts)
         return PacketIndex(
             codec=codec,
             container=container,
             time_base=Fraction(time_base),
             rate=float(rate) if rate else None,
             pts=np.array(pts, dtype=np.int64),
+            places=np.array(places if reliable and (ordered or listed) else [], dtype=np.int64),
             keys=np.array(keys, dtype=np.int64),
             frames=np.array(shown, dtype=np.int64),
             num_frames=num_frames,
-            ordered=reliable and ordered,
             counted=not reliable,
         )
 
-    def _listed_packets(self) -> tuple[list[int | None], list[int], list[int]] | None:
+    def _listed_packets(self) -> _Packets | None:
         """As :meth:`_read_packets`, but from the list in an AVI; None unless that is complete and tells all."""
         codec, entries = self._codec.name, list(self._stream.index_entries)
         if codec in _TIMELESS or not entries:
             return None
         last = entries[-1]
         complete = last.timestamp + 1 == self._stream.frames and last.pos + 8 + last.size <= self._container.size
-        if not complete or (codec == "mpeg4" and min(e.size for e in entries) <= _VopReader.LONGEST_EMPTY_VOP):
+        if not complete or (codec == "mpeg4" and min(entry.size for entry in entries) <= _VopReader.LONGEST_EMPTY):
             return None
         keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
-        return [entry.timestamp for entry in entries], keys, list(range(len(entries)))
+        places = [entry.pos + 8 for entry in entries]  # past the name and size of the piece of file that holds it
+        return [entry.timestamp for entry in entries], keys, list(range(len(entries))), places
 
-    def _read_packets(self, vops: _VopReader | None) -> tuple[list[int | None], list[int], list[int]]:
-        """Display times of all packets, numbers of the keyframes, numbers of those that give a frame."""
-        pts: list[int | None] = []
+    def _read_packets(self, vops: _VopReader | None) -> _Packets:
+        """Of all packets: display times, which are keyframes, which give a frame, places in the file."""
+        times: list[int | None] = []
         keys: list[int] = []
         shown: list[int] = []
+        places: list[int] = []
         kept: list[Any] = []
         keep = 0 <= self._container.size <= _KEEP_BYTES
         vp8 = self._codec.name == "vp8"
         for number, packet in enumerate(self._demux()):
-            pts.append(packet.pts)
+            times.append(packet.pts)
             if packet.is_keyframe:
                 keys.append(number)
             if vops is not None:
                 hidden = not vops.gives_frame(packet)
+                places.append(packet.pos)
             else:  # VP8 keeps pictures that are only referred to in packets of their own; a bit tells
                 hidden = vp8 and not memoryview(packet)[0] & 0x10
             if not (hidden or packet.is_discard):
@@ -467,12 +466,7 @@ class VideoFile(_Closing):
             if keep:
                 kept.append(packet)
         self._kept = kept if keep else None
-        return pts, keys, shown
-
-    def _number_packets(self, pts: Sequence[int]) -> None:
-        """Have the decoder hand out each kept packet's frame with the time that the index gives it."""
-        for packet, time in zip(self._kept or (), pts, strict=True):
-            packet.pts = time
+        return times, keys, shown, places
 
     def _count_by_decoding(self) -> int:
         """Number of frames, from decoding them all: only for streams whose packets do not tell."""
@@ -489,6 +483,8 @@ class VideoFile(_Closing):
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:  # PyAV closes the stream with an empty packet
+                    if self._times:
+                        packet.pts = self._times.get(packet.pos)
                     yield packet
         except (self._error, OSError):
             return
@@ -496,7 +492,8 @@ class VideoFile(_Closing):
     def _packets_from(self, first: int) -> Iterator[Any]:
         """Packets from number ``first`` on, the decoder cleared; none if the container cannot get there."""
         if self._kept is not None:
-            self._rewind()
+            if self._used:
+                self._codec.flush_buffers()
             return iter(self._kept[first:])
         if first == 0:
             if not self._fresh:
@@ -520,24 +517,16 @@ class VideoFile(_Closing):
     # Decoding
 
     def _decode_wanted(self, numbers: Int64, missing: dict[int, int], pictures: _Pictures) -> None:
-        """Decode frames ``numbers``; what is found leaves ``missing`` (display time → slot in ``pictures``)."""
-        index = self.index
-        if index.can_seek and self._trust_keys:
-            groups: dict[int, set[int]] = {}
-            for pts, entry in zip(missing, index.entry_points(numbers).tolist(), strict=True):
+        """Decode frames ``numbers``; what is found leaves ``missing`` (display time → number)."""
+        groups = {0: set(missing)}
+        if self.index.can_seek and self._trust_keys:
+            groups = {}
+            for pts, entry in zip(missing, self.index.entry_points(numbers).tolist(), strict=True):
                 groups.setdefault(entry, set()).add(pts)
-        else:
-            groups = {0: set(missing)}
         for entry, group in groups.items():
             if not self._decode_run(entry, group, missing, pictures):
                 self._trust_keys = False
-                break
-        if missing:  # no short cut led there: the slow way, once, before giving up
-            for frame in self._decode_all():
-                if frame.pts in missing:
-                    self._convert(frame, missing.pop(frame.pts), pictures)
-                    if not missing:
-                        return
+                return
 
     def _decode_run(self, entry: int, group: set[int], missing: dict[int, int], pictures: _Pictures) -> bool:
         """Decode from packet ``entry`` to the last of ``group``. False if ``entry`` is no real keyframe."""
@@ -570,11 +559,12 @@ class VideoFile(_Closing):
                 break
         return True
 
-    def _decode_counted(self, missing: dict[int, int], pictures: _Pictures) -> None:
-        """As :meth:`_decode_wanted`, where ``missing`` holds frame numbers: decode in order and count."""
+    def _decode_in_order(self, missing: dict[int, int], pictures: _Pictures) -> None:
+        """As :meth:`_decode_wanted`, the slow way; frames that can only be counted are ``missing`` by number."""
         for number, frame in enumerate(self._decode_all()):
-            if number in missing:
-                self._convert(frame, missing.pop(number), pictures)
+            key = number if self.index.counted else frame.pts
+            if key in missing:
+                self._convert(frame, missing.pop(key), pictures)
                 if not missing:
                     return
 
@@ -592,18 +582,14 @@ class VideoFile(_Closing):
         """Frames ``packet`` brings out of the decoder; none from a damaged one: its neighbours may be fine."""
         self._used = True
         frames: list[Any] = []
-        try:
-            frames = self._codec.decode(packet)
-        except self._error:
-            pass
-        return frames + self._decode(None) if last else frames
+        for item in (packet, None) if last else (packet,):
+            try:
+                frames += self._codec.decode(item)
+            except self._error:
+                continue
+        return frames
 
-    def _rewind(self) -> None:
-        if self._used:
-            self._codec.flush_buffers()
-            self._used = False
-
-    def _convert(self, frame: Any, slot: int, pictures: _Pictures) -> None:
+    def _convert(self, frame: Any, number: int, pictures: _Pictures) -> None:
         # One thread: for a picture of this size starting more costs several times the conversion.
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
@@ -613,33 +599,36 @@ class VideoFile(_Closing):
         rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
         picture = rows[: rgb.height, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
         turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise, that set the picture upright
-        pictures.put(slot, np.rot90(picture, turns) if turns else picture)
+        pictures.put(number, np.rot90(picture, turns) if turns else picture)
 
 
 class _Pictures:
-    """Collects pictures of one size into one array."""
+    """Collects the pictures of the ``wanted`` frames, of one size, each once, into one array."""
 
-    def __init__(self, path: str, count: int) -> None:
-        self._path, self._count = path, count
+    def __init__(self, path: str, wanted: Int64) -> None:
+        self._path = path
+        self._wanted: list[int] = wanted.tolist()
+        self.numbers = sorted(set(self._wanted))
+        self._slots = {number: slot for slot, number in enumerate(self.numbers)}
         self._array: Frame_THWC | None = None
 
-    def put(self, slot: int, picture: NDArray[np.uint8]) -> None:
+    def put(self, number: int, picture: NDArray[np.uint8]) -> None:
         if self._array is None:
-            self._array = np.empty((self._count, *picture.shape), dtype=np.uint8)
+            self._array = np.empty((len(self.numbers), *picture.shape), dtype=np.uint8)
         if picture.shape != self._array.shape[1:]:
             (height, width), (before, across) = picture.shape[:2], self._array.shape[1:3]
             raise DecodeError(
                 self._path,
                 f"its frames change size, from {across}×{before} to {width}×{height}; re-encode it to one size",
             )
-        self._array[slot] = picture
+        self._array[self._slots[number]] = picture
 
-    def arranged(self, inverse: NDArray[np.integer[Any]]) -> Frame_THWC:
+    def arranged(self) -> Frame_THWC:
         """The pictures in the order asked for, repeats included."""
         assert self._array is not None
-        if len(inverse) == self._count and (self._count == 1 or (np.diff(inverse) == 1).all()):
+        if self._wanted == self.numbers:
             return self._array
-        arranged: Frame_THWC = self._array[inverse]
+        arranged: Frame_THWC = self._array[[self._slots[number] for number in self._wanted]]
         return arranged
 
 
@@ -651,45 +640,45 @@ class _VopReader:
     again", which FFmpeg does not. One-byte packets stand for nothing.
     """
 
-    LONGEST_EMPTY_VOP = 19  # bytes, as in FFmpeg's own test
-    _VOP = re.compile(rb"\x00\x00\x01\xb6")
-    _B_VOP = re.compile(rb"\x00\x00\x01\xb6[\x80-\xbf]")  # its first two bits tell a picture's type
+    LONGEST_EMPTY = 19  # bytes, as in FFmpeg's own test
+    _VOP = b"\x00\x00\x01\xb6"
 
     def __init__(self, extradata: bytes | None) -> None:
         self._header = _vol_header(extradata or b"")
         self._count = 0
-        self._before: Any = None  # the packet before, if it may hold a second picture
-        self.order: list[int] = []  # numbers of the packets that give a frame, as they are shown, if it `reorders`
+        self._before = b""  # the packet before, if it may hold a second picture
+        self._regular = True
+        self.order: list[int] = []  # numbers of the packets that give a frame, as shown, if `order_known`
         self.after_empty = False  # the last packet was a picture "not coded" that gave no frame
 
     @property
-    def reorders(self) -> bool:
-        """Does the header say that B-pictures may come, so that others are shown one later than decoded?"""
-        return self._header is not None and self._header[1]
+    def order_known(self) -> bool:
+        """Does the header say that B-pictures may come, so that others are shown one later, and all else fits?"""
+        return self._header is not None and self._header[1] and self._regular
 
     def gives_frame(self, packet: Any) -> bool:
         number, before = self._count, self._before
-        self._count, self._before = number + 1, packet
+        self._count, self._before = number + 1, b""
         if self._header is None and not number:  # where the container does not hold the header, the first packet does
             self._header = _vol_header(bytes(packet))
         self.after_empty = False
-        short = packet.size <= self.LONGEST_EMPTY_VOP
-        if not (short or self.reorders):
-            return True
-        data, vop = packet, self._VOP.search(packet)
-        start = vop.start() if vop else -1
-        if short and not vop:
+        data = bytes(packet)
+        first = data.find(self._VOP)
+        short = packet.size <= self.LONGEST_EMPTY
+        if short and first < 0:
             return False
-        if short and not self._is_coded(bytes(packet)[start + 4 :]):
-            self._before = None
-            data = b"" if before is None else bytes(before)
-            start = data.rfind(self._VOP.pattern)
-            if start == data.find(self._VOP.pattern):
-                self.after_empty = True
-                return False
-        if self.reorders:
-            is_b = self._B_VOP.match(data, max(start, 0))
-            self.order.insert(len(self.order) - bool(is_b), number)  # before the last other one, which waits for it
+        if not short or self._is_coded(data[first + 4 :]):
+            self._regular = self._regular and first >= 0 and not before
+            picture = first
+            if data.rfind(self._VOP) > first:
+                self._before = data
+        elif before:
+            data, picture = before, before.rfind(self._VOP)
+        else:
+            self.after_empty, self._regular = True, False
+            return False
+        is_b = b"\x80" <= data[picture + 4 : picture + 5] < b"\xc0"  # the first two bits tell a picture's type
+        self.order.insert(len(self.order) - is_b, number)  # before the last other one, which is shown after it
         return True
 
     def _is_coded(self, vop: bytes) -> bool:
@@ -772,8 +761,8 @@ def _named_source(source: object) -> tuple[str, str | BinaryIO]:
     )
 
 
-def _header_suffices(source: str | BinaryIO) -> bool:
-    """Is it mp4 or WebM? See ``_UNPROBED``."""
+def _common_format(source: str | BinaryIO) -> str | None:
+    """FFmpeg's name of a common container, by the file's first bytes: spares FFmpeg trying all it knows."""
     try:
         if isinstance(source, str):
             with open(source, "rb", buffering=0) as file:
@@ -782,9 +771,12 @@ def _header_suffices(source: str | BinaryIO) -> bool:
             head = source.read(64)
             source.seek(0)
     except OSError:  # opening says why
-        return False
-    webm = head.startswith(b"\x1aE\xdf\xa3") and b"\x42\x82\x84webm" in head  # EBML; its document type
-    return webm or head[4:8] == b"ftyp"
+        return None
+    if head[4:8] == b"ftyp":
+        return "mp4"
+    if head.startswith(b"\x1aE\xdf\xa3") and b"\x42\x82\x84webm" in head:  # EBML; its document type
+        return "webm"
+    return "avi" if head.startswith(b"RIFF") and head[8:12] == b"AVI " else None
 
 
 def _why_unreadable(source: str | BinaryIO, error: Exception) -> str:
