@@ -15,6 +15,7 @@ from conftest import SMALL
 
 from clipwise.cli import main
 from clipwise.data.pack import PackedFile
+from clipwise.demo import run_demo
 
 
 def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -68,8 +69,13 @@ def test_train_evaluate_predict(
     assert clipwise("evaluate", run, "--json", "-s", "views.crops=3", monkeypatch=monkeypatch) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["protocol"]["views"]["crops"] == 3
-    assert (run / "evaluation.json").is_file()
-    assert (run / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "evaluation_val_middle_1x3_best.json").is_file()
+    assert (run / "evaluation_val_middle_1x3_best.png").read_bytes().startswith(b"\x89PNG")
+    before = (run / "model.json").read_text()
+    for wrong in ("model.json", "out.png"):
+        assert clipwise("evaluate", run, "-o", run / wrong, monkeypatch=monkeypatch) == 1
+        assert wrong in capsys.readouterr().err
+    assert (run / "model.json").read_text() == before
 
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
@@ -90,29 +96,39 @@ def test_train_evaluate_predict(
 
 
 def test_training_from_a_pack_needs_no_decoder(videos: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "clipwise", "data", "pack", videos, tmp_path / "v.pack"], check=True)
-    assert len(PackedFile.open(tmp_path / "v.pack")) == 24
+    pack = tmp_path / "v.pack"
+    command = [sys.executable, "-m", "clipwise", "data", "pack", videos, pack, "--format", "uint8", "--workers", "1"]
+    subprocess.run(command, check=True)
+    assert len(PackedFile.open(pack)) == 24
     code = f"""
-import sys
-for name in ("av", "kornia", "pydantic"):
-    sys.modules[name] = None
+import importlib.abc, sys
+class Bare(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {{"av", "kornia", "pydantic", "PIL", "tensorboard", "yaml", "typer"}}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Bare())
 import clipwise
 from clipwise.config import Config, ModelConfig, TrainingConfig, ViewsConfig, DataConfig
 config = Config(ModelConfig("stm_resnet18", 4, None, {{"base_width": 16}}), DataConfig(workers=0),
                 views=ViewsConfig(size=32), training=TrainingConfig(epochs=1, batch_size=8, precision="fp32"))
-assert clipwise.train({str(tmp_path / "v.pack")!r}, {str(tmp_path / "run")!r}, recipe=config).finished
+assert clipwise.train({str(pack)!r}, {str(tmp_path / "run")!r}, recipe=config).finished
+assert clipwise.train(None, {str(tmp_path / "run")!r}, resume=True).finished
+assert len(clipwise.evaluate({str(tmp_path / "run")!r}, workers=0).evaluation.names) == 8
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_ctrl_c_in_a_terminal_leaves_a_run_to_resume(videos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_a_run_to_resume(
+    number: signal.Signals, videos: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "clipwise", "train", str(videos), "-o", str(run)]
     more = settings("training.epochs=500", "data.workers=2")
     process = subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (run / "epochs.csv").is_file() and process.poll() is None:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the loader's workers get it too
+    os.killpg(process.pid, number)  # as a terminal does: the loader's workers get it too
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"go on with: clipwise train --resume --output {run}" in err
@@ -130,7 +146,7 @@ def bad_inputs(folder: Path, videos: Path) -> dict[str, tuple[list[str | Path], 
     (folder / "label").mkdir()
     (folder / "label/list.csv").write_text(f"path,label\n{good},jump\n")
     (folder / "label/classes.txt").write_text("jumps\nruns\n")
-    (folder / "missing.csv").write_text(f"path,label\n{good},a\ngone.mp4,b\n")
+    (folder / "missing.csv").write_text(f"path,label\n{good},a\ngone.mp4,b\nlost.mp4,b\n")
     (folder / "columns.csv").write_text("file,action\na,b\n")
     (folder / "split.csv").write_text(f"path,label,split\n{good},a,test\n")
     return {
@@ -139,14 +155,14 @@ def bad_inputs(folder: Path, videos: Path) -> dict[str, tuple[list[str | Path], 
         "empty folder": ([folder / "empty"], r"empty: no videos in class folders \(the folder is empty\); expected"),
         "one class": ([folder / "one"], r"at least 2 classes, got 1 \('only'\)"),
         "unknown label": ([folder / "label/list.csv"], r"list.csv.*'jump'.*jumps"),
-        "missing file": ([folder / "missing.csv"], r"(?s)1 of 2 videos are missing.*gone.mp4|has one video"),
+        "missing file": ([folder / "missing.csv"], r"(?s)2 of 3 videos are missing.*gone.mp4"),
         "columns": ([folder / "columns.csv"], r"columns.csv.*path.*file"),
         "split": ([folder / "split.csv"], r"no split 'train'; there is: test"),
         "image size": ([videos, "--set", "views.size=16"], "at least 32 pixels"),
         "model": ([videos, "--set", "model.name=stm_resnet20"], "no network is called 'stm_resnet20'; near it"),
         "weights": ([videos, "--set", "model.weights=gone.pth"], "gone.pth: no such weight file"),
         "recipe": ([videos, "--recipe", "gone"], "no recipe 'gone': neither a file nor one of .*demo"),
-        "resume of nothing": (["--resume"], "holds no account of a training run"),
+        "resume of nothing": (["--resume"], r"run: holds no training run \(run.json is missing\)"),
     }
 
 
@@ -210,6 +226,25 @@ def test_predict_names_what_is_no_video(
     err = capsys.readouterr().err
     assert "bad.mp4: " in err
     assert "Traceback" not in err
+
+
+def test_a_demo_that_is_stopped_gives_no_result(tmp_path: Path) -> None:
+    class Impatient:
+        def __enter__(self) -> "Impatient":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def started(self, *_: object) -> None: ...
+
+        def stepped(self, **_: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def epoch_ended(self, *_: object) -> None: ...
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path / "demo", videos_per_class=4, display=Impatient, say=lambda _: None)
+    assert not (tmp_path / "demo/demo.json").exists()
 
 
 def test_models_lists_parameters_and_macs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

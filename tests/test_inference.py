@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from safetensors.torch import load_file, save_file
 
 import clipwise
 from clipwise.checkpoint import read_checkpoint
 from clipwise.config import ViewsConfig
-from clipwise.data.decode import DecodeError, open_frames
+from clipwise.data.dataset import read_views
+from clipwise.data.decode import ArrayFrames, DecodeError, open_frames
 from clipwise.data.manifest import Manifest
 from clipwise.evaluation.run import evaluate
 
@@ -92,6 +94,41 @@ def test_a_result_records_the_whole_protocol(run: Path) -> None:
     scores = np.array([row["scores"] for row in record["scores"]])
     right = [record["classes"][k] == row["label"] for k, row in zip(scores.argmax(1), record["scores"], strict=True)]
     assert record["video"]["top1"] == pytest.approx(100 * np.mean(right))
+
+
+def test_a_run_can_be_used_from_anywhere(
+    run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(run, workers=0).record["data"]["videos"] == 8
+
+
+def test_the_data_trained_on_is_tested_on_what_was_held_out(videos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "videos"
+    shutil.copytree(videos, data)
+    (data / "manifest.csv").unlink()
+    clipwise.train(data, tmp_path / "run", overrides=SMALL)
+    held = json.loads((tmp_path / "run/splits.json").read_text())["validation"]
+    for given in (None, data):
+        assert sorted(evaluate(tmp_path / "run", given, workers=0).evaluation.names) == sorted(held)
+
+
+def test_three_crops_have_the_whole_short_side() -> None:
+    pictures = np.zeros((4, 48, 80, 3), np.uint8)
+    pictures[:, 0] = pictures[:, -1] = 255
+    views = read_views(ArrayFrames(pictures), 4, ViewsConfig(size=48, crops=3), identity="")
+    assert views.shape == (3, 4, 3, 48, 48)
+    assert (views[..., 0, :] == 255).all()
+    assert (views[..., -1, :] == 255).all()
+
+
+def test_evaluation_and_prediction_draw_the_same_random_clips(run: Path, videos: Path) -> None:
+    views = ViewsConfig(size=32, clips=3, sampling="random")
+    result = evaluate(run, views=views, workers=0)
+    predictor = clipwise.load(run, views=views)
+    np.testing.assert_allclose(
+        predictor(videos / result.evaluation.names[0]).scores, result.evaluation.scores[0], atol=1e-5
+    )
 
 
 def test_unreadable_videos_are_counted_not_replaced(run: Path, videos: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from clipwise.evaluation.run import evaluate
     from clipwise.inference.predictor import Predictor, load
     from clipwise.models.registry import create_model, list_models
-    from clipwise.training.api import train
+    from clipwise.training.run import train
 
 __all__ = ["Manifest", "Predictor", "__version__", "create_model", "evaluate", "list_models", "load", "train"]
 
@@ -22,7 +22,7 @@ _HOMES = {
     "evaluate": "clipwise.evaluation.run",
     "list_models": "clipwise.models.registry",
     "load": "clipwise.inference.predictor",
-    "train": "clipwise.training.api",
+    "train": "clipwise.training.run",
 }
 
 

@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from clipwise.config import ModelConfig, ViewsConfig
+from clipwise.config import ModelConfig, ViewsConfig, section_from_json
 from clipwise.data.manifest import class_list_hash
+from clipwise.files import write_json, written_whole
 from clipwise.models.registry import create_model
 from clipwise.models.resnet import ResNet
 from clipwise.models.weights import read_state_dict
@@ -38,7 +39,6 @@ __all__ = [
     "versions",
     "write_card",
     "write_weights",
-    "written_whole",
 ]
 
 CARD = "model.json"
@@ -85,22 +85,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Write to a file beside ``path`` that takes its place at the end, so that none is ever found half-written."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)  # mkstemp's 0600 is for secrets
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_card(folder: Path, config: ModelConfig, classes: Sequence[str], views: ViewsConfig) -> None:
     """Write ``model.json``."""
     card = {
@@ -108,15 +92,13 @@ def write_card(folder: Path, config: ModelConfig, classes: Sequence[str], views:
         "model": {
             "name": config.name,
             "num_frames": config.num_frames,
-            "num_classes": len(classes),
             "options": config.options,
         },
         "classes": list(classes),
         "classes_sha256": class_list_hash(classes),
         "views": dataclasses.asdict(views),
     }
-    with written_whole(folder / CARD) as partial:
-        partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / CARD, card)
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
@@ -147,10 +129,7 @@ def read_card(path: str | Path) -> Card:
             weights=None,
             options=card["model"]["options"],
         )
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in card["views"].items()
-        }
-        views = ViewsConfig(**fields)
+        views = section_from_json(ViewsConfig, card["views"])
         digest = card["classes_sha256"]
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{card_file}: damaged or not written by clipwise ({error!r})") from error
@@ -201,7 +180,7 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
 
 def command_line() -> str:
     """The command as the user gave it, without the machine's path to it."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def device_name(device: torch.device | None = None) -> str:

@@ -7,11 +7,12 @@ from a file or a command line (:func:`load_config`).
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 __all__ = [
     "AugmentationConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "load_config",
     "override_views",
     "recipe_names",
+    "section_from_json",
 ]
 
 _STRICT = {"extra": "forbid"}
@@ -32,8 +34,8 @@ _STRICT = {"extra": "forbid"}
 def _at_least(section: object, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(section, name)
-        if value is not None and value < minimum:
-            raise ValueError(f"{name} must be at least {minimum:g}, got {value}")
+        if value is not None and not minimum <= value < math.inf:
+            raise ValueError(f"{name} must be a number of at least {minimum:g}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,15 @@ class ViewsConfig:
     size: int = 224
     """Pixels of a side of the network's input, in training too."""
     crop_ratio: float = 0.875
-    """Side of the centre crop as a share of the short side: 0.875 is 224 of 256."""
+    """Side of the centre crop as a share of the short side: 0.875 is 224 of 256. Three crops have the whole side."""
     clips: int = 1
     """Clips a video."""
     sampling: Literal["middle", "two_clips", "uniform", "random", "dense"] = "middle"
     """Where the clips lie (1 for ``middle``, 2 for ``two_clips``)."""
     stride: int = 8
     """Frames from one to the next in dense sampling."""
+    short: Literal["wrap", "repeat"] = "wrap"
+    """What dense sampling does with a video shorter than its window."""
     crops: Literal[1, 3] = 1
     """1: the centre. 3: along the longer side, each as high as the short side."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -210,10 +214,29 @@ class Config:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """What :meth:`to_dict` gave; nothing is checked that the classes do not check themselves.
+
+        Raises:
+            TypeError: for a field that does not exist.
+            ValueError: for a value out of range.
+        """
+        kinds = {entry.name: entry.default_factory for entry in dataclasses.fields(cls)}
+        return cls(**{name: section_from_json(kinds[name], section) for name, section in values.items()})  # type: ignore[arg-type]
+
     @property
     def sha256(self) -> str:
         """Hash of the values, the same however the recipe was written."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+Section = TypeVar("Section")
+
+
+def section_from_json(kind: Callable[..., Section], values: dict[str, Any]) -> Section:
+    """A section of the configuration from its plain values, whose lists become tuples."""
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def recipe_names() -> list[str]:
@@ -260,6 +283,7 @@ def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:
     """
     from pydantic import TypeAdapter, ValidationError
 
+    values = {name: section for name, section in values.items() if section is not None}
     try:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
@@ -315,7 +339,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *sections, last = name.strip().split(".")
     inner = values
     for section in sections:
-        inner = inner.setdefault(section, {})
+        if inner.get(section) is None:  # absent, or an empty section of a recipe
+            inner[section] = {}
+        inner = inner[section]
         if not isinstance(inner, dict):
             raise ValueError(f"--set {override}: {section} is a value, not a section")
-    inner[last] = yaml.safe_load(text)
+    try:
+        inner[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {override}: {text!r} is not valid YAML ({str(error).splitlines()[0]})") from error

@@ -1,6 +1,5 @@
 """The demonstration: one network with and without temporal modules, on videos that only their order tells apart."""
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,9 +16,10 @@ from clipwise.config import load_config
 from clipwise.data.manifest import Manifest
 from clipwise.data.pack import pack
 from clipwise.data.synthetic import PAIRS, synthesize
+from clipwise.data.workers import available_cores
 from clipwise.evaluation.protocols import Evaluation
 from clipwise.evaluation.run import evaluate
-from clipwise.training.account import write_json
+from clipwise.files import write_json
 
 if TYPE_CHECKING:
     from clipwise.training.run import Reporter
@@ -65,6 +65,7 @@ def run_demo(
     output: str | Path,
     *,
     seed: int = 0,
+    videos_per_class: int = 60,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
     display: "Callable[[], AbstractContextManager[Reporter]] | None" = None,
@@ -74,21 +75,23 @@ def run_demo(
     Args:
         output: the folder for all of it.
         seed: of the videos and of training.
+        videos_per_class: a quarter of them is for testing.
         overwrite: replace an earlier demonstration.
         say: told what is done.
         display: opened around each training, shows how it goes.
 
     Raises:
         ValueError: if the folder is in use or cannot be written.
+        KeyboardInterrupt: if a training was stopped by Ctrl-C or SIGTERM; there is no result then.
     """
-    from clipwise.training.api import train
+    from clipwise.training.run import train
 
     start = time.perf_counter()
     output = Path(output)
     data, packed = output / "videos", output / "videos.pack"
-    workers = os.cpu_count() or 1
+    workers = available_cores()
     say("rendering videos in which only the order of events tells the class")
-    synthesize(data, videos_per_class=60, size=64, seed=seed, workers=workers, overwrite=overwrite)
+    synthesize(data, videos_per_class=videos_per_class, size=64, seed=seed, workers=workers, overwrite=overwrite)
     manifest = Manifest.read(data)
     pack(manifest, packed, format="uint8", workers=workers, overwrite=overwrite)
     _strips(manifest, output / "videos.png")
@@ -100,7 +103,9 @@ def run_demo(
         run = output / name
         config = load_config("demo", [f"model.name={name}", f"training.seed={seed}"])
         with display() if display else nullcontext() as reporter:
-            train(packed, run, recipe=config, overwrite=overwrite, reporter=reporter)
+            trained = train(packed, run, recipe=config, overwrite=overwrite, reporter=reporter)
+        if not trained.finished:
+            raise KeyboardInterrupt
         result = evaluate(run, which="last")
         accuracy[network] = accuracy_in_pairs(result.evaluation, result.classes, PAIRS)
         top1[network] = result.evaluation.video.top1

@@ -4,7 +4,6 @@ Drawn without a display and without pyplot's global state, so they may be drawn 
 told apart by the colour-blind. The file's ending gives the format: .png, .svg, .pdf.
 """
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from clipwise.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -220,11 +221,9 @@ def _pair_label(one: str, other: str) -> str:
 
 
 def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write the picture in one go, so that no half of one stays behind where drawing fails."""
     target = Path(path)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=target.suffix.removeprefix(".").lower() or "png", dpi=150)
-    target.write_bytes(drawn.getvalue())
+    with written_whole(target) as partial:
+        figure.savefig(partial, format=target.suffix.removeprefix(".").lower() or "png", dpi=150)
 
 
 def _shortened(name: str, length: int) -> str:

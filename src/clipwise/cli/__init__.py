@@ -22,7 +22,7 @@ def main() -> None:
         # The reader of our output, such as `head`, is gone: that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("CLIPWISE_TRACEBACK"):
             raise
         say(str(error), error=True)

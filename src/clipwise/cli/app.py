@@ -1,16 +1,13 @@
 """What all verbs share: the application, the console, and small helpers."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["app", "console", "counting", "say", "write_json"]
+__all__ = ["app", "console", "counting", "say"]
 
 app = typer.Typer(
     name="clipwise",
@@ -56,19 +53,3 @@ def say(message: str, *, error: bool = False) -> None:
     if error:
         console.print("[bold red]error:[/] ", end="")
     console.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a result file whole or not at all.
-
-    Raises:
-        ValueError: if it cannot be written.
-    """
-    from clipwise.checkpoint import written_whole
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial:
-            partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); give another --output") from error

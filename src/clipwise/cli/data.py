@@ -15,11 +15,12 @@ app.add_typer(data, name="data")
 def synthesize(
     output: Annotated[Path, typer.Argument(help="The folder to make.")],
     videos_per_class: Annotated[int, typer.Option("--videos", "-n", min=1, help="Videos a class.")] = 50,
-    size: Annotated[int, typer.Option(min=16, help="Pixels of a side, even.")] = 112,
+    size: Annotated[int, typer.Option(min=32, help="Pixels of a side, even.")] = 112,
     pairs: Annotated[int | None, typer.Option(min=1, help="How many pairs of classes; all if left out.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     val_share: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of videos for validation.")] = 0.25,
     codec: Annotated[Literal["h264", "vp9", "mpeg4"], typer.Option()] = "h264",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if left out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Render encoded videos whose class is the order of events: moves left or right, opens or closes …
@@ -29,6 +30,7 @@ def synthesize(
     Example: `clipwise data synthesize synthetic/ --videos 80 --size 64`
     """
     from clipwise.data.synthetic import synthesize as render
+    from clipwise.data.workers import available_cores
 
     with counting("videos") as progress:
         manifest = render(
@@ -39,6 +41,7 @@ def synthesize(
             seed=seed,
             val_share=val_share,
             codec=codec,
+            workers=workers or available_cores(),
             overwrite=overwrite,
             progress=progress,
         )
@@ -69,6 +72,8 @@ def pack(
 
     manifest = Manifest.read(source)
     manifest.check_files()
+    if manifest.ignored:
+        say(f"{len(manifest.ignored)} entries are no videos and are left out: {', '.join(manifest.ignored[:3])}")
     with counting("videos") as progress:
         report = write(
             manifest,
@@ -87,5 +92,5 @@ def pack(
     if report.skipped:
         say(f"{len(report.skipped)} videos could not be decoded and are not in it:")
         for skipped in report.skipped:
-            say(f"  {skipped}")
+            say("  " + ": ".join(skipped))
         raise typer.Exit(1)

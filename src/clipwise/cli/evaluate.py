@@ -1,13 +1,14 @@
 """``clipwise evaluate``"""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from clipwise.cli.app import app, counting, say, write_json
+from clipwise.cli.app import app, counting, say
 
 if TYPE_CHECKING:
     from clipwise.evaluation.protocols import Evaluation
@@ -27,7 +28,8 @@ def evaluate(
         typer.Option("--set", "-s", metavar="views.FIELD=VALUE", help="Another protocol, such as views.crops=3."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The result file; evaluation.json in the folder if left out.")
+        Path | None,
+        typer.Option("--output", "-o", help="The result file, *.json; in the checkpoint's folder if left out."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips through the network at a time.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
@@ -44,8 +46,12 @@ def evaluate(
     from clipwise.checkpoint import read_card
     from clipwise.config import override_views
     from clipwise.evaluation.run import evaluate as run
+    from clipwise.files import write_json
 
-    views = override_views(read_card(checkpoint).views, overrides) if overrides else None
+    views = override_views(read_card(checkpoint).views, overrides or ())
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if output is not None:
+        _check_output(output)
     with counting("videos") as progress:
         result = run(
             checkpoint,
@@ -58,13 +64,17 @@ def evaluate(
             workers=workers,
             progress=progress,
         )
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    target = output or folder / "evaluation.json"
-    write_json(target, result.record)
-    evaluation = result.evaluation
+    # The condition is in the name, so that no result takes the place of another's.
+    condition = f"{result.record['data']['split'] or 'all'}_{views.sampling}_{views.clips}x{views.crops}_{weights}"
+    target = output or folder / f"evaluation_{condition}.json"
     picture = target.with_suffix(".png")
+    evaluation = result.evaluation
     title = f"{result.record['checkpoint']['model']['name']}, {len(evaluation.names)} videos"
-    confusion_matrix(picture, evaluation.video.confusion, result.classes, title)
+    try:
+        write_json(target, result.record)
+        confusion_matrix(picture, evaluation.video.confusion, result.classes, title)
+    except OSError as error:
+        raise ValueError(f"{target}: cannot be written ({error.strerror or error}); give another --output") from error
     if as_json:
         typer.echo(json.dumps(result.record, ensure_ascii=False))
     else:
@@ -80,6 +90,25 @@ def evaluate(
         for failure in evaluation.unreadable[:5]:
             say(f"  {failure.path}: {failure.reason}")
         raise typer.Exit(1)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse, before the work, a file that cannot or should not be written."""
+    if output.suffix != ".json":
+        raise ValueError(f"{output}: the result is JSON, and its picture stands beside it; give a name in .json")
+    if (output.parent / "model.json").is_file() and output.name in (
+        "model.json",
+        "run.json",
+        "config.json",
+        "splits.json",
+    ):
+        raise ValueError(f"{output}: belongs to the run; give another name")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
 
 
 def _print_tables(evaluation: "Evaluation") -> None:

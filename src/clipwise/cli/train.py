@@ -11,9 +11,8 @@ from clipwise.cli.app import app, console, say
 
 if TYPE_CHECKING:
     from clipwise.evaluation.protocols import Evaluation
-    from clipwise.models.weights import LoadReport
     from clipwise.training.account import EpochLog
-    from clipwise.training.run import RunResult
+    from clipwise.training.run import RunResult, RunStart
 
 
 @app.command()
@@ -31,7 +30,7 @@ def train(
         typer.Option("--set", "-s", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output, as it was begun.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in --output first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
     show: Annotated[bool, typer.Option("--show-config", help="Print the configuration and stop.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON line an epoch on stdout.")] = False,
 ) -> None:
@@ -41,24 +40,18 @@ def train(
 
     Ctrl-C stops after the step in hand; `clipwise train --resume --output runs/mine` goes on from there.
     """
-    from clipwise.config import load_config
-    from clipwise.training.api import train as run
-
-    config = load_config(recipe, overrides or ())
     if show:
         import yaml
 
-        typer.echo(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
+        from clipwise.config import load_config
+
+        typer.echo(yaml.safe_dump(load_config(recipe, overrides or ()).to_dict(), sort_keys=False).rstrip())
         return
-    with TrainingDisplay(json_lines=json_lines) as terminal:
+    from clipwise.training.run import train as run
+
+    with TrainingDisplay(json_lines=json_lines) as display:
         result = run(
-            data,
-            output,
-            recipe=recipe,
-            overrides=overrides or (),
-            resume=resume,
-            overwrite=overwrite,
-            reporter=terminal,
+            data, output, recipe=recipe, overrides=overrides or (), resume=resume, overwrite=overwrite, reporter=display
         )
     _closing(result)
     if not result.finished:
@@ -105,35 +98,31 @@ class TrainingDisplay:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def started(
-        self,
-        *,
-        name: str,
-        parameters: int,
-        effective_lr: float,
-        batch_sizes: tuple[int, int],
-        steps: int,
-        epochs: int,
-        done: int,
-        videos: tuple[int, int],
-        weights: "LoadReport | None",
-    ) -> None:
-        self.steps_per_epoch, self.epochs = steps // epochs, epochs
+    def started(self, start: "RunStart") -> None:
+        config = start.config
+        self.epochs = config.epochs
+        self.steps_per_epoch = start.steps // config.epochs
         say(
-            f"{name}: {parameters / 1e6:.2f} M parameters; {videos[0]} videos to train on, {videos[1]} to validate on\n"
-            f"learning rate {effective_lr:g} at {batch_sizes[0]} clips a step, "
-            f"from {effective_lr * batch_sizes[1] / batch_sizes[0]:g} at {batch_sizes[1]}",
+            f"{start.name}: {start.parameters / 1e6:.2f} M parameters; {start.training_videos} videos to train on, "
+            f"{start.validation_videos} to validate on"
         )
-        if weights:
-            say(str(weights))
-        if done:
-            say(f"going on after step {done} of {steps}")
+        say(
+            f"learning rate {config.effective_lr:g} at {config.batch_size} clips a step, "
+            f"from {config.lr:g} at {config.reference_batch}"
+        )
+        if start.ignored:
+            some = ", ".join(start.ignored[:3])
+            say(f"{len(start.ignored)} entries of the folder are no videos and are left out: {some}")
+        if start.weights:
+            say(str(start.weights))
+        if start.done:
+            say(f"going on after step {start.done} of {start.steps}")
         self.task = self.bar.add_task(
             "",
-            total=steps,
-            completed=done,
-            epoch=done // self.steps_per_epoch + 1,
-            epochs=epochs,
+            total=start.steps,
+            completed=start.done,
+            epoch=start.done // self.steps_per_epoch + 1,
+            epochs=self.epochs,
             loss=0.0,
             speed=0.0,
         )

@@ -4,6 +4,7 @@ Every random choice follows from (seed, draw), where draw is the clip's place in
 workers nor an interruption changes what a training step sees.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from clipwise.data.decode import DecodeError, Frames
 from clipwise.data.manifest import Manifest
 from clipwise.data.transforms import crop_resize, evaluation_boxes, flip, mirror_labels, train_box
 
-__all__ = ["Draw", "DrawSampler", "Failure", "TestViews", "TrainingClips", "collate", "read_views"]
+__all__ = ["Draw", "DrawSampler", "Failure", "TestViews", "TrainingClips", "collate", "identity_of", "read_views"]
 
 
 class Draw(NamedTuple):
@@ -167,7 +168,7 @@ class TestViews(Dataset[dict[str, Any] | Failure]):
         try:
             with self.manifest.open(index) as frames:
                 available = frames.num_frames
-                clips = read_views(frames, self.num_frames, self.views, identity=self.manifest[index].name)
+                clips = read_views(frames, self.num_frames, self.views, identity=self._identity(index))
         except DecodeError as error:
             return Failure(error.path, error.reason)
         return {
@@ -176,6 +177,15 @@ class TestViews(Dataset[dict[str, Any] | Failure]):
             "index": index,
             "available": available,
         }
+
+    def _identity(self, index: int) -> str:
+        item = self.manifest[index]
+        return identity_of(item.name, item.start, item.end)
+
+
+def identity_of(path: str | os.PathLike[str], *segment: float | None) -> str:
+    """What random clips of a video follow from: its file's name, wherever that lies, and its segment."""
+    return "|".join([os.path.basename(os.fspath(path)), *(f"{limit:g}" for limit in segment if limit is not None)])
 
 
 def read_views(frames: Frames, num_frames: int, views: ViewsConfig, *, identity: str) -> Tensor:
@@ -193,7 +203,8 @@ def read_views(frames: Frames, num_frames: int, views: ViewsConfig, *, identity:
     indices = _clip_indices(frames.num_frames, num_frames, views, identity)
     # One call for all clips: overlapping clips share frames, and the reader passes through the video once.
     pictures = frames.read(indices.ravel())
-    boxes = evaluation_boxes(*pictures.shape[1:3], crops=views.crops, ratio=views.crop_ratio)
+    ratio = views.crop_ratio if views.crops == 1 else 1.0
+    boxes = evaluation_boxes(*pictures.shape[1:3], crops=views.crops, ratio=ratio)
     clips = [
         crop_resize(pictures[start : start + num_frames], box, views.size)
         for start in range(0, len(pictures), num_frames)
@@ -211,7 +222,7 @@ def _clip_indices(available: int, num_frames: int, views: ViewsConfig, identity:
         return sampling.uniform_clips(available, num_frames, views.clips)
     if views.sampling == "random":
         return sampling.random_clips(available, num_frames, views.clips, identity)
-    return sampling.dense_clips(available, num_frames, views.stride, views.clips)
+    return sampling.dense_clips(available, num_frames, views.stride, views.clips, short=views.short)
 
 
 def collate(samples: Sequence[dict[str, Any] | Failure]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Frames by number, from video files, bytes, folders of JPEG frames and arrays.
 
-A video is read in two steps. First its packets are read without decoding (the *index*: when each frame is
-shown, and which packets are keyframes). Then only what the wanted frames need is decoded::
+A video is read in two steps. First its packets are read without decoding, or the list of them that an AVI
+holds (the *index*: when each frame is shown, and which packets are keyframes). Then only what the wanted
+frames need is decoded::
 
     shown in order  0  1  2  3  4  5  6  7  8  9 10 11 12 13      wanted: 2 and 12
     keyframes       K                          K                  9 is the keyframe before 12
@@ -22,7 +23,8 @@ never silently wrong:
   or the file is decoded in order;
 * AVI stores no display times: with B-frames these are worked out where pictures tell their type (MPEG-4), else the
   frames are counted as the decoder gives them;
-* edit lists hide frames that must be decoded but do not count; the frame count in a header is never believed.
+* edit lists hide frames that must be decoded but do not count; the frame count in a header is never believed
+  unless an AVI's list of packets agrees with it and lies within the file.
 
 PyAV is imported on first use, Pillow when a frame folder is read.
 """
@@ -400,7 +402,9 @@ class VideoFile(_Closing):
         if not shown:
             raise DecodeError(self.path, "no frames in it; it is damaged or was cut short: fetch it again")
         num_frames = len(shown)
-        ordered = vops.order if orderless and vops is not None and vops.order_known and rate else None
+        ordered: list[int] = []
+        if orderless and vops is not None and vops.order_known and rate and len(set(places)) == len(places):
+            ordered = vops.order
         if ordered:
             time_base = 1 / rate
             times = [num_frames] * len(times)  # of packets that give no frame: past the last
@@ -439,8 +443,10 @@ class VideoFile(_Closing):
         complete = last.timestamp + 1 == self._stream.frames and last.pos + 8 + last.size <= self._container.size
         if not complete or (codec == "mpeg4" and min(entry.size for entry in entries) <= _VopReader.LONGEST_EMPTY):
             return None
-        keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
         places = [entry.pos + 8 for entry in entries]  # past the name and size of the piece of file that holds it
+        if len(set(places)) < len(places):  # one piece, shown twice
+            return None
+        keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
         return [entry.timestamp for entry in entries], keys, list(range(len(entries))), places
 
     def _read_packets(self, vops: _VopReader | None) -> _Packets:

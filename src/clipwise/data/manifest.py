@@ -20,15 +20,18 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipwise.files import written_whole
 
 if TYPE_CHECKING:
     from clipwise.data.decode import Frames
@@ -268,16 +271,15 @@ class Manifest:
             if _read_classes(beside) != self.classes:
                 raise ValueError(f"{beside}: lists other classes than {self.source}; write to another folder")
         elif tuple(sorted({self.classes[label] for label in self.labels})) != self.classes:
-            _write_whole(beside, lambda file: file.write("".join(f"{name}\n" for name in self.classes)))
+            _write_text(beside, "".join(f"{name}\n" for name in self.classes))
 
-        def write_rows(file: Any) -> None:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", "label", *optional])
-            for item, label in zip(self, self.labels, strict=True):
-                cells = [getattr(item, key) for key in optional]
-                writer.writerow([_relative(item, target.parent), self.classes[label], *cells])
-
-        _write_whole(target, write_rows)
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["path", "label", *optional])
+        for item, label in zip(self, self.labels, strict=True):
+            cells = [getattr(item, key) for key in optional]
+            writer.writerow([_relative(item, target.parent), self.classes[label], *cells])
+        _write_text(target, lines.getvalue())
 
 
 def _optional(value: np.float64) -> float | None:
@@ -486,14 +488,9 @@ def _relative(item: Item, folder: Path) -> str:
         return path
 
 
-def _write_whole(path: Path, write: Callable[[Any], object]) -> None:
-    """Writes a text file beside its place and moves it there: never a half-written one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write_text(path: Path, text: str) -> None:
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.replace(partial, path)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -20,7 +20,6 @@ import json
 import math
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +35,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from clipwise.data.decode import DecodeError
+from clipwise.data.workers import available_cores, leave_signals_to_parent
 
 if TYPE_CHECKING:
     from clipwise.data.manifest import Manifest
@@ -112,10 +112,10 @@ def pack(
     if output.suffix != ".pack":
         raise ValueError(f"{output}: a pack is recognised by its name; call it {output.with_suffix('.pack').name}")
     if output.exists() and not overwrite:
-        raise ValueError(f"{output}: exists; choose another name, or overwrite it (overwrite=True)")
+        raise ValueError(f"{output}: exists; choose another name, or --overwrite (overwrite=True in Python)")
 
     options = _Options(format, short_side, quality, enlarge)
-    workers = min(len(manifest), _cores() if workers is None else workers)
+    workers = min(len(manifest), available_cores() if workers is None else workers)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with open(unfinished, "wb") as file:
@@ -168,7 +168,7 @@ def _write(
                     raise DecodeError(
                         item.path,
                         f"{chunk} [video {index + 1} of {total} of {manifest.source}, nothing was packed; "
-                        "repair or remove it, or skip unreadable videos (on_error='skip')]",
+                        "repair or remove it, or leave such videos out: --skip-unreadable (on_error='skip' in Python)]",
                     )
                 file.seek(-sum(int(part.sum()) for part in unfinished), os.SEEK_CUR)
                 file.truncate()
@@ -270,7 +270,7 @@ def _in_order(manifest: Manifest, options: _Options, workers: int) -> Generator[
             try:
                 chunk = result()
             except BrokenProcessPool as error:
-                raise RuntimeError(
+                raise ChildProcessError(
                     f"a worker process died while decoding {manifest[index].path} or one of the next "
                     f"{2 * workers}: out of memory, or a script that calls pack() without "
                     "if __name__ == '__main__'; try fewer workers"
@@ -310,7 +310,7 @@ _worker: tuple[Manifest, _Options]
 def _start_worker(manifest: Manifest, options: _Options) -> None:
     global _worker
     _worker = manifest, options
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    leave_signals_to_parent()
     torch.set_num_threads(1)
 
 
@@ -337,10 +337,6 @@ def _jpeg(frame: NDArray[np.uint8], quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class PackedFile:

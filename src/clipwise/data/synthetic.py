@@ -25,7 +25,6 @@ import csv
 import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +36,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipwise.data.workers import leave_signals_to_parent
 
 Array = NDArray[np.floating]
 Progress = Callable[[int, int], None]
@@ -417,10 +418,6 @@ def _write(job: _Job, root: Path, seed: int, size: int, frames: tuple[int, int],
     _encode(pictures, root / job.path, codec, fps, rng)
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and it is the parent who tidies up
-
-
 def _run(write: Callable[[_Job], None], jobs: Sequence[_Job], workers: int) -> Iterator[None]:
     if workers == 1:
         for job in jobs:
@@ -428,11 +425,11 @@ def _run(write: Callable[[_Job], None], jobs: Sequence[_Job], workers: int) -> I
             yield
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=leave_signals_to_parent)
     try:
         yield from pool.map(write, jobs, chunksize=4)
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             "a worker process died: it ran out of memory, or it could not start because the script that asks "
             'for workers is not guarded by `if __name__ == "__main__"`; with workers=1 none is started'
         ) from error
@@ -476,7 +473,9 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists() or not any(output.iterdir()):
         return
     if not overwrite:
-        raise ValueError(f"{output}: exists and is not empty; choose another folder or ask to overwrite it")
+        raise ValueError(
+            f"{output}: exists and is not empty; choose another folder, or --overwrite (overwrite=True in Python)"
+        )
     known = {"manifest.csv", "classes.txt", *(name for pair in PAIRS for name in pair)}
     foreign = sorted(entry.name for entry in output.iterdir() if entry.name not in known)
     if foreign:  # overwriting removes a folder: not one that holds somebody's other files

@@ -17,9 +17,10 @@ from clipwise.config import ViewsConfig
 from clipwise.data.dataset import Failure, TestViews, collate
 from clipwise.data.manifest import Manifest
 from clipwise.data.transforms import Normalise
+from clipwise.data.workers import leave_signals_to_parent
 from clipwise.evaluation.metrics import VideoMetrics, mean_softmax, video_metrics
 
-__all__ = ["Evaluation", "class_scores", "evaluate_model", "leave_signals_to_parent"]
+__all__ = ["Evaluation", "class_scores", "evaluate_model"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,6 @@ class Evaluation:
                 for name, label, row in zip(self.names, self.labels, self.scores, strict=True)
             ],
         }
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach the whole group, to the main process: a dead worker hides the reason."""
-    import signal
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def class_scores(model: nn.Module, views: Tensor, normalise: nn.Module, *, precision: str) -> Tensor:

@@ -81,13 +81,13 @@ def evaluate(
         "checkpoint": {
             "weights": os.path.relpath(trained.weights),
             "sha256": trained.weights_sha256,
+            "classes_sha256": class_list_hash(trained.classes),
             "model": dataclasses.asdict(trained.config) | {"weights": None},
         },
         "data": {
             "source": os.path.relpath(manifest.source),
             "split": used,
             "videos": len(manifest),
-            "classes_sha256": class_list_hash(trained.classes),
         },
         "protocol": {
             "num_frames": trained.config.num_frames,
@@ -108,7 +108,8 @@ def _videos(
     trained: Checkpoint, run: RunAccount | None, data: str | Path | None, split: str | None
 ) -> tuple[Manifest, str | None]:
     """The videos to score, labelled by the checkpoint's class list, and the name of their split."""
-    source = data or (run.origin["data"]["source"] if run else None)
+    own = run.data_source(trained.weights.parent) if run else None
+    source = data or own
     if source is None:
         raise ValueError(f"{trained.weights.parent}: says nothing of its data; give the videos to test on")
     manifest = Manifest.read(source)
@@ -125,7 +126,7 @@ def _videos(
     usual = run.config.data.validation_split if run else "val"
     if usual in manifest.splits:
         return manifest.select(usual), usual
-    if data is None and run is not None:
+    if run is not None and own is not None and os.path.realpath(source) == os.path.realpath(own):
         held = set(run.validation_videos)
         marks = [usual if item.name in held else "train" for item in manifest]
         return manifest.with_splits(marks).select(usual), usual

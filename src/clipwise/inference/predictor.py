@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipwise.checkpoint import Checkpoint, read_checkpoint
 from clipwise.config import ViewsConfig
-from clipwise.data.dataset import read_views
+from clipwise.data.dataset import identity_of, read_views
 from clipwise.data.decode import DecodeError, Source, open_frames
 from clipwise.data.transforms import Normalise
 from clipwise.evaluation.metrics import mean_softmax
@@ -99,8 +99,9 @@ class Predictor:
     def _one(self, source: Source, top_k: int) -> Prediction:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
+        identity = identity_of(source) if isinstance(source, (str, os.PathLike)) else ""
         with open_frames(source) as frames:
-            views = read_views(frames, self.num_frames, self.views, identity=_identity(source))
+            views = read_views(frames, self.num_frames, self.views, identity=identity)
             name, available = frames.path, frames.num_frames
         logits = class_scores(self.model, views[None], self._normalise, precision=self.precision)
         by_clip = mean_softmax(logits.unflatten(1, (self.views.clips, self.views.crops)))
@@ -111,11 +112,6 @@ class Predictor:
             for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
         return Prediction(source=name, top=top, scores=scores.numpy(), num_frames=available)
-
-
-def _identity(source: Source) -> str:
-    """Names a video for the drawing of random clips, the same wherever its folder lies."""
-    return os.path.basename(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else ""
 
 
 def load(

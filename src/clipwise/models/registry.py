@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_type_hints
 
 from clipwise.models.placement import placed_in
 from clipwise.models.resnet import ResNet, Slot, resnet_depths
@@ -72,6 +73,25 @@ def _keywords(function: Callable[..., Any]) -> set[str]:
     return {name for name, value in inspect.signature(function).parameters.items() if value.kind in kinds}
 
 
+def _check_types(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Refuse an option of another type than its parameter's, which may come unchecked from a file."""
+    bare = function.func if isinstance(function, partial) else function
+    for option, kind in get_type_hints(bare).items():
+        value = options.get(option)
+        if option not in options or (value is None and type(None) in get_args(kind)):
+            continue
+        kinds = (
+            tuple(part for part in get_args(kind) if part is not type(None)) if isinstance(kind, UnionType) else (kind,)
+        )
+        accepted = {float: (int, float), Sequence[int]: (list, tuple)}.get(kinds[0], kinds)
+        # A bool is an int to Python, and no number to us.
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+            wanted = getattr(kinds[0], "__name__", str(kinds[0]))
+            raise ValueError(
+                f"{name}: option {option} takes {'a list' if wanted == 'Sequence' else wanted}, got {value!r}"
+            )
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the networks that match a shell-style pattern, in alphabetical order."""
     return sorted(fnmatch.filter(_MODELS, pattern))
@@ -115,6 +135,9 @@ def create_model(
     if unknown:
         takes = ", ".join(sorted(known - {"num_classes", "num_frames"}))
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {takes}")
+    for function in (_build, temporal):
+        if function is not None:
+            _check_types(name, function, options)
     model: ResNet = build(num_classes=num_classes, num_frames=num_frames, **options)
     if weights is not None:
         report = load_weights(model, weights, name=name)

@@ -120,7 +120,7 @@ class _BasicBlock(_Block):
         caffe_stride: bool,
         slot: Slot,
     ) -> None:
-        del caffe_stride  # the stride of a basic block is on its first convolution in either style
+        del caffe_stride  # a bottleneck's
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -209,6 +209,8 @@ class ResNet(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if base_width < 16 or base_width % 16:
             raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
+        if caffe_stride and _LAYERS[depth][0] == "basic":
+            raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.num_frames = num_frames

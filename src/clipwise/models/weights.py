@@ -1,11 +1,11 @@
 """Loading weights into a network: ImageNet files, this project's checkpoints, and the account of what happened."""
 
 import hashlib
+import http.client
 import os
 import pickle
 import re
-import tempfile
-import urllib.error
+import shutil
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from clipwise.files import written_whole
 
 __all__ = ["LoadReport", "imagenet_file", "load_weights", "read_state_dict"]
 
@@ -27,11 +29,16 @@ _IMAGENET = {
 _IMAGENET_ADDRESS = "https://download.pytorch.org/models/"
 
 
+# What an image network and its temporal descendants share.
+_IMAGE_PART = re.compile(r"(layer\d\.\d+\.)?(conv\d|bn\d|downsample\.\d)\.(weight|bias|running_mean|running_var)")
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What became of each tensor of a file and of a network."""
 
     source: str
+    sha256: str
     matched: tuple[str, ...]
     """The network's keys that took a tensor as it is."""
     derived: tuple[str, ...]
@@ -75,25 +82,19 @@ def imagenet_file(backbone: str) -> Path:
     if target.is_file():
         _check_hash(target, digits)
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, partial_name = tempfile.mkstemp(dir=folder, prefix=name, suffix=".part")
-    partial = Path(partial_name)
     try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            urllib.request.urlopen(_IMAGENET_ADDRESS + name, timeout=30) as reply,
-        ):
-            while block := reply.read(1 << 20):
-                file.write(block)
-        _check_hash(partial, digits)
-        partial.replace(target)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(target) as partial:
+            with partial.open("wb") as file, urllib.request.urlopen(_IMAGENET_ADDRESS + name, timeout=30) as reply:
+                shutil.copyfileobj(reply, file)
+            _check_hash(partial, digits)
+    except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(
             f"cannot fetch {_IMAGENET_ADDRESS}{name} ({getattr(error, 'reason', error)}); "
-            f"download it where there is a network and put it at {target}, or give weights= the path of a file"
+            f"download it where there is a network and put it at {target} (CLIPWISE_CACHE names another folder), "
+            "give the path of a weight file instead (--set model.weights=PATH), or start from random weights "
+            "(--set model.weights=null)"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
@@ -101,7 +102,9 @@ def _check_hash(file: Path, digits: str) -> None:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(digits):
-        raise ValueError(f"{file}: SHA-256 begins with {found[:8]}, not {digits}; delete the file and try again")
+        raise ValueError(
+            f"{file}: SHA-256 begins with {found[:8]}, not {digits}: damaged or cut short; delete it and try again"
+        )
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -140,7 +143,8 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
     """Load what fits of a weight file into a network, and say what did.
 
     ``fc`` is loaded where its shape fits and counts as left otherwise, so that an ImageNet file starts a network of
-    other classes. A tensor whose shape does not fit anywhere else is an error, since it is another network's.
+    other classes. The image network's part must match whole: a file that lacks some of it, has more blocks, or other
+    shapes is another network's.
 
     Args:
         model: the network, changed in place.
@@ -148,19 +152,23 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
         name: the network's registered name; its backbone picks the ImageNet file.
 
     Raises:
-        ValueError: if the file cannot be read, matches nothing or misses a convolution of the shared part.
+        ValueError: if the file cannot be read, or is another network's.
         ConnectionError: see :func:`imagenet_file`.
     """
     path = imagenet_file(name.rsplit("_", 1)[1]) if source == "imagenet" else Path(source)
     state = read_state_dict(path)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
     derived: dict[str, Tensor] = {}
+    sources: set[str] = set()
     for module_name, module in model.named_modules():
-        weight = state.get(f"{module_name}.weight")
-        if weight is not None and hasattr(module, "from_image_conv"):
-            derived |= {f"{module_name}.{key}": value for key, value in module.from_image_conv(weight).items()}
-    used = {key.removesuffix(".spatial.weight") + ".weight" for key in derived}
+        key = f"{module_name}.weight"
+        if hasattr(module, "from_image_conv") and key in state:
+            parts = module.from_image_conv(state[key])
+            derived |= {f"{module_name}.{part}": value for part, value in parts.items()}
+            sources.add(key)
     wrong = []
     for key, value in state.items():
         if key not in own:
@@ -180,11 +188,22 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
     model.load_state_dict(
         {**own, **{k: v.float() if v.is_floating_point() else v for k, v in (loaded | derived).items()}}
     )
+    lacking = [key for key in own if _IMAGE_PART.fullmatch(key) and key not in loaded]
+    lacking += [key for key in own if key.endswith("conv2.spatial.weight") and key not in loaded and key not in derived]
+    surplus = [key for key in state if _IMAGE_PART.fullmatch(key) and key not in loaded and key not in sources]
+    if lacking or surplus:
+        raise ValueError(
+            f"{path}: not the weights of {name}'s image network: {len(lacking)} of its tensors are missing and "
+            f"{len(surplus)} are another's (the first: {(lacking + surplus)[0]}); give a file of the same backbone"
+        )
     counters = "num_batches_tracked"  # absent from many files and of no consequence
     return LoadReport(
         source=str(path),
+        sha256=digest,
         matched=tuple(loaded),
         derived=tuple(derived),
         new=tuple(k for k in own if k not in loaded and k not in derived and not k.endswith(counters)),
-        left=tuple(k for k in state if k not in loaded and k not in used and not k.endswith(counters)),
+        left=tuple(
+            k for k in state if k not in loaded and (k not in sources or not derived) and not k.endswith(counters)
+        ),
     )

@@ -2,8 +2,8 @@
 
 import csv
 import datetime
+import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from clipwise.checkpoint import command_line, device_name, versions, written_whole
-from clipwise.config import Config, config_from_mapping
+from clipwise.checkpoint import command_line, device_name, versions
+from clipwise.config import Config
 from clipwise.data.manifest import Manifest
+from clipwise.files import portable_path, write_json, written_whole
+from clipwise.models.weights import LoadReport
 
 __all__ = [
     "EpochLog",
@@ -21,8 +23,8 @@ __all__ = [
     "append_epoch",
     "drop_epochs_after",
     "is_run",
+    "videos_hash",
     "write_account",
-    "write_json",
 ]
 
 _RUN = "run.json"
@@ -64,6 +66,8 @@ class RunAccount:
     """What a run's folder tells of it."""
 
     config: Config
+    values: dict[str, Any]
+    """The configuration as it was written; ``config_sha256`` is theirs."""
     origin: dict[str, Any]
     """``run.json``: command, recipe, hashes, data, device, versions."""
     training_videos: tuple[str, ...]
@@ -86,18 +90,35 @@ class RunAccount:
                 with (folder / _EPOCHS).open(newline="", encoding="utf-8") as file:
                     epochs = [EpochLog.from_row(row) for row in csv.DictReader(file)]
             return cls(
-                config=config_from_mapping(values, source=str(folder / _CONFIG)),
+                config=Config.from_json(values),
+                values=values,
                 origin=origin,
                 training_videos=tuple(splits["train"]),
                 validation_videos=tuple(splits["validation"]),
                 epochs=tuple(epochs),
             )
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: holds no account of a training run ({error})") from error
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder}: holds no training run ({Path(error.filename).name} is missing)") from error
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{folder}: the account of its training run is damaged ({error})") from error
+
+    def data_source(self, folder: Path) -> Path:
+        """Where the data was, seen from the run's folder."""
+        return folder / str(self.origin["data"]["source"])
 
     def to_dict(self) -> dict[str, Any]:
         """For a result file: where the weights came from, and each epoch."""
-        return {**self.origin, "config": self.config.to_dict(), "epochs": [asdict(log) for log in self.epochs]}
+        return {**self.origin, "config": self.values, "epochs": [asdict(log) for log in self.epochs]}
+
+
+def videos_hash(train: Manifest, validation: Manifest | None) -> str:
+    """SHA-256 over the videos of either part with their labels and segments."""
+    digest = hashlib.sha256()
+    for part in (train, validation):
+        for item in part or ():
+            digest.update(repr((item.name, part.classes[item.label or 0], item.start, item.end)).encode())  # type: ignore[union-attr]
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
 def is_run(folder: Path) -> bool:
@@ -106,7 +127,12 @@ def is_run(folder: Path) -> bool:
 
 
 def write_account(
-    folder: Path, config: Config, train: Manifest, validation: Manifest | None, recipe: str | None
+    folder: Path,
+    config: Config,
+    train: Manifest,
+    validation: Manifest | None,
+    recipe: str | None,
+    weights: LoadReport | None,
 ) -> None:
     """Write all that is known before the first step."""
     write_json(folder / _CONFIG, config.to_dict())
@@ -118,23 +144,19 @@ def write_account(
         "config_sha256": config.sha256,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": {
-            "source": os.path.relpath(train.source),
+            "source": portable_path(train.source, folder),
             "training_videos": len(train),
             "validation_videos": len(validation) if validation else 0,
             "classes_sha256": train.classes_hash,
+            "videos_sha256": videos_hash(train, validation),
         },
+        "weights": {"source": weights.source, "sha256": weights.sha256} if weights else None,
         "effective_lr": config.training.effective_lr,
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     write_json(folder / _RUN, origin)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def append_epoch(folder: Path, log: EpochLog) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from clipwise.checkpoint import written_whole
+from clipwise.files import written_whole
 
 __all__ = ["Resumed", "StopRequest", "load_state", "save_state"]
 

@@ -4,8 +4,8 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +16,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from clipwise.checkpoint import write_card, write_weights
-from clipwise.config import Config
+from clipwise.config import Config, TrainingConfig, load_config
 from clipwise.data.dataset import DrawSampler, TrainingClips, collate
 from clipwise.data.manifest import Manifest
-from clipwise.evaluation.protocols import Evaluation, evaluate_model, leave_signals_to_parent
+from clipwise.data.workers import leave_signals_to_parent
+from clipwise.evaluation.protocols import Evaluation, evaluate_model
+from clipwise.files import write_json
 from clipwise.models.complexity import count_parameters
 from clipwise.models.registry import create_model
 from clipwise.models.resnet import ResNet
@@ -30,37 +32,42 @@ from clipwise.training.account import (
     append_epoch,
     drop_epochs_after,
     is_run,
+    videos_hash,
     write_account,
-    write_json,
 )
 from clipwise.training.resume import STATE, Resumed, StopRequest, load_state, save_state
 from clipwise.training.schedule import learning_rate
 from clipwise.training.task import ClassificationTask
 
-__all__ = ["Reporter", "RunResult", "split_manifest", "train_model"]
+__all__ = ["Reporter", "RunResult", "RunStart", "split_manifest", "train"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What is known before the first step."""
+
+    name: str
+    """Of the network."""
+    parameters: int
+    config: TrainingConfig
+    training_videos: int
+    validation_videos: int
+    ignored: tuple[str, ...]
+    """What lies in the data's folder and is no video."""
+    weights: LoadReport | None
+    steps: int
+    """Of the whole run."""
+    done: int
+    """Steps made before, by a run that resumes."""
 
 
 class Reporter(Protocol):
     """What a run tells while it goes on; the command line shows it."""
 
-    def started(
-        self,
-        *,
-        name: str,
-        parameters: int,
-        effective_lr: float,
-        batch_sizes: tuple[int, int],
-        steps: int,
-        epochs: int,
-        done: int,
-        videos: tuple[int, int],
-        weights: LoadReport | None,
-    ) -> None:
-        """Before the first step; ``done`` steps of ``steps`` were made earlier.
-
-        ``batch_sizes`` are the run's and the one that its rate is stated for; ``videos`` counts those of training
-        and of validation.
-        """
+    def started(self, start: RunStart) -> None:
+        """Before the first step."""
 
     def stepped(self, *, step: int, loss: float, lr: float, clips: int) -> None:
         """After each step, of ``clips`` clips."""
@@ -118,17 +125,17 @@ def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manife
     return train, validation
 
 
-def train_model(
-    config: Config,
-    manifest: Manifest,
+def train(
+    data: str | Path | Manifest | None,
     output: str | Path,
     *,
-    recipe: str | None = None,
+    recipe: str | Path | Config | None = None,
+    overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Train a network and keep the run in ``output``.
+    """Train a network on labelled videos and keep the run in a folder, for ``clipwise.load`` and ``evaluate``.
 
     The folder holds ``config.json`` (as run), ``run.json`` (command, versions, device, data), ``splits.json`` (the
     videos of either part), ``model.json`` (network, class list with its hash, preprocessing, testing protocol),
@@ -136,78 +143,101 @@ def train_model(
     ``last.safetensors`` and ``resume.ckpt``.
 
     Args:
-        config: the experiment.
-        manifest: the data; its splits name training and validation.
+        data: a folder with one folder of videos per class, a manifest CSV, a ``*.pack`` file, or a Manifest; None with
+            ``resume`` for the data that the run was begun with.
         output: the run's folder.
-        recipe: where the configuration came from, for the account.
-        resume: continue the run in ``output``.
-        overwrite: delete the run in ``output`` first.
+        recipe: a recipe's name or file, or a configuration; the defaults when None.
+        overrides: such as ``training.epochs=20``.
+        resume: continue the run in ``output`` as it was begun.
+        overwrite: replace the run in ``output``; it is deleted once the new one has something to keep.
         reporter: hears of progress.
 
     Raises:
-        ValueError: for data, weights or a folder that cannot be used; nothing is written then.
+        ValueError: for data, weights, settings or a folder that cannot be used; nothing is written then.
         DecodeError: if a training video cannot be read.
-        DivergedError: if the loss is not finite; the weights and state of the last epoch stay.
+        DivergedError: if loss or weights stop being finite; what was saved before stays.
     """
-    output = Path(output)
-    training = config.training
+    output = Path(output).resolve()
+    if resume:
+        if recipe is not None or overrides or overwrite:
+            raise ValueError("a resumed run goes on as it was begun: leave out the recipe, overrides and overwriting")
+        begun = RunAccount.read(output)
+        config = begun.config
+        data = data if data is not None else begun.data_source(output)
+    else:
+        begun = None
+        config = recipe if isinstance(recipe, Config) else load_config(recipe, overrides)
+    if data is None:
+        raise ValueError("nothing to train on: give a folder of class folders, a manifest CSV or a *.pack file")
+    manifest = data if isinstance(data, Manifest) else Manifest.read(data)
+    manifest.check_files()
     train, validation = split_manifest(manifest, config)
-    for part in (train, validation):
-        if part is not None:
-            part.check_files()
+    if begun and begun.origin["data"]["videos_sha256"] != videos_hash(train, validation):
+        raise ValueError(
+            f"{manifest.source}: its videos or their labels are not those that the run in {output} was begun with"
+        )
+    settings = config.training
     sampler = DrawSampler(
         train.labels,
-        batch_size=training.batch_size,
-        epochs=training.epochs,
-        balanced=training.balanced,
-        seed=training.seed,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        balanced=settings.balanced,
+        seed=settings.seed,
     )
-    torch.manual_seed(training.seed)
+    torch.manual_seed(settings.seed)
     model = create_model(
         config.model.name,
         num_classes=len(manifest.classes),
         num_frames=config.model.num_frames,
         **config.model.options,
     )
-    loaded = resumed = None
     if resume:
         resumed = load_state(output, model)
         sampler.start = resumed.step
-        if [item.name for item in train] != list(RunAccount.read(output).training_videos):
-            raise ValueError(
-                f"{manifest.source}: its training videos are not those that the run in {output} was begun with"
-            )
-    else:
-        if config.model.weights is not None:
-            loaded = load_weights(model, config.model.weights, name=config.model.name)
-        _make_folder(output, overwrite=overwrite)
+        return _Run(config, model, train, validation, sampler, output, reporter, resumed, None).go()
+    loaded = None
+    if config.model.weights is not None:
+        loaded = load_weights(model, config.model.weights, name=config.model.name)
+    with _new_folder(output, overwrite=overwrite):
+        named = None if recipe is None or isinstance(recipe, Config) else str(recipe)
+        write_card(output, config.model, manifest.classes, config.views)
+        write_account(output, config, train, validation, named, loaded)
+        return _Run(config, model, train, validation, sampler, output, reporter, None, loaded).go()
+
+
+@contextmanager
+def _new_folder(output: Path, *, overwrite: bool) -> Iterator[None]:
+    """The folder of a run that begins.
+
+    If nothing of it is worth keeping in the end, all is as before: an earlier run is put back, and a folder that was
+    not there is gone.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: is a file; give a folder for the run")
+    occupied = output.is_dir() and any(output.iterdir())
+    if occupied and not overwrite:
+        raise ValueError(f"{output}: exists already; --resume continues that run, --overwrite replaces it")
+    if occupied and not is_run(output):
+        raise ValueError(f"{output}: holds files that are no training run, so --overwrite will not delete it")
+    existed = output.is_dir()
+    aside = output.with_name(f".{output.name}.replaced")
     try:
-        if not resume:
-            write_card(output, config.model, manifest.classes, config.views)
-            write_account(output, config, train, validation, recipe)
-        return _Run(config, model, train, validation, sampler, output, reporter, resumed, loaded).go()
-    except BaseException:
-        # Before the first state is saved there is nothing to resume from: leave no half of a run behind.
+        if occupied:
+            output.rename(aside)
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{output}: cannot be written ({error.strerror or error}); give another --output") from error
+    try:
+        yield
+    finally:
         if not (output / STATE).is_file():
             shutil.rmtree(output, ignore_errors=True)
-        raise
-
-
-def _make_folder(output: Path, *, overwrite: bool) -> None:
-    if output.exists():
-        if not output.is_dir():
-            raise ValueError(f"{output}: is a file; give a folder for the run")
-        occupied = any(output.iterdir())
-        if occupied and not overwrite:
-            raise ValueError(f"{output}: exists already; --resume continues that run, --overwrite deletes it first")
-        if occupied and not is_run(output):
-            raise ValueError(f"{output}: holds files that are no training run, so --overwrite will not delete it")
-    try:
-        if output.exists():
-            shutil.rmtree(output)
-        output.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
+            if occupied:
+                aside.rename(output)
+            elif existed:
+                output.mkdir()
+        elif occupied:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Run(pl.Callback):
@@ -244,21 +274,23 @@ class _Run(pl.Callback):
         self.task = ClassificationTask(model, config, steps_per_epoch=sampler.steps_per_epoch, start=sampler.start)
 
     def go(self) -> RunResult:
-        training = self.config.training
         if self.reporter:
             self.reporter.started(
-                name=self.config.model.name,
-                parameters=count_parameters(self.model),
-                effective_lr=training.effective_lr,
-                batch_sizes=(training.batch_size, training.reference_batch),
-                steps=self.sampler.steps,
-                epochs=training.epochs,
-                done=self.sampler.start,
-                videos=(len(self.train), len(self.validation) if self.validation else 0),
-                weights=self.loaded,
+                RunStart(
+                    name=self.config.model.name,
+                    parameters=count_parameters(self.model),
+                    config=self.config.training,
+                    training_videos=len(self.train),
+                    validation_videos=len(self.validation) if self.validation else 0,
+                    ignored=self.train.ignored,
+                    weights=self.loaded,
+                    steps=self.sampler.steps,
+                    done=self.sampler.start,
+                )
             )
         if self.task.step < self.sampler.steps:
-            self._fit()
+            with ExitStack() as self.cleanup:
+                self._fit()
         return RunResult(
             folder=self.output,
             finished=self.task.step >= self.sampler.steps,
@@ -269,8 +301,6 @@ class _Run(pl.Callback):
         )
 
     def _fit(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         training, cuda = self.config.training, torch.cuda.is_available()
         loader = DataLoader(
             TrainingClips(
@@ -288,7 +318,10 @@ class _Run(pl.Callback):
             pin_memory=cuda,
         )
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with _quiet_lightning(), SummaryWriter(self.output) as self.board, self.stop.listening():
+        self.board = _tensorboard(self.output)
+        if self.board:
+            self.cleanup.callback(self.board.close)
+        with _quiet_lightning():
             pl.Trainer(
                 accelerator="gpu" if cuda else "cpu",
                 devices=1,
@@ -305,6 +338,8 @@ class _Run(pl.Callback):
             ).fit(self.task, loader)
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        # Not before: Lightning puts a handler of its own on SIGTERM, which would end the process in mid-step.
+        self.cleanup.enter_context(self.stop.listening())
         if self.resumed:
             trainer.optimizers[0].load_state_dict(self.resumed.optimizer)
             drop_epochs_after(self.output, self.resumed.step)
@@ -323,13 +358,15 @@ class _Run(pl.Callback):
         self.loss_sum += loss * clips
         self.clips += clips
         self.task.step += 1
-        self.board.add_scalar("train/loss", loss, self.task.step)
-        self.board.add_scalar("train/lr", rate, self.task.step)
+        if self.board:
+            self.board.add_scalar("train/loss", loss, self.task.step)
+            self.board.add_scalar("train/lr", rate, self.task.step)
         if self.reporter:
             self.reporter.stepped(step=self.task.step, loss=loss, lr=rate, clips=clips)
         if self.task.step % self.sampler.steps_per_epoch == 0:
-            self._end_epoch(trainer, rate)
+            self._end_epoch(trainer, rate, batch)
         elif self.stop:
+            self.task.check_sound(batch)
             self._save(trainer)
         if self.stop:
             trainer.should_stop = True
@@ -337,8 +374,9 @@ class _Run(pl.Callback):
     def _begin_epoch(self) -> None:
         self.loss_sum, self.clips, self.epoch_start = 0.0, 0, time.perf_counter()
 
-    def _end_epoch(self, trainer: pl.Trainer, rate: float) -> None:
+    def _end_epoch(self, trainer: pl.Trainer, rate: float, batch: dict[str, Any]) -> None:
         trained = time.perf_counter() - self.epoch_start
+        self.task.check_sound(batch)
         evaluation = self._validate()
         figures = evaluation.video if evaluation else None
         write_weights(self.model, self.output / "last.safetensors")
@@ -347,7 +385,6 @@ class _Run(pl.Callback):
             if self.best is None or figure > self.best:
                 self.best = figure
                 write_weights(self.model, self.output / "best.safetensors")
-        self._save(trainer)
         log = EpochLog(
             epoch=self.task.step // self.sampler.steps_per_epoch,
             step=self.task.step,
@@ -403,3 +440,13 @@ def _quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _tensorboard(folder: Path) -> Any:
+    """TensorBoard's writer, or None where it is not installed; the figures stand in ``epochs.csv`` too."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        _log.warning("tensorboard is not installed: no curves for it are written")
+        return None
+    return SummaryWriter(folder)

@@ -16,7 +16,7 @@ __all__ = ["ClassificationTask", "DivergedError"]
 
 
 class DivergedError(ValueError):
-    """The loss is no number any more."""
+    """The loss, the gradient or the weights are no numbers any more."""
 
 
 class ClassificationTask(pl.LightningModule):
@@ -76,16 +76,43 @@ class ClassificationTask(pl.LightningModule):
         """
         if batch["failures"]:
             first = batch["failures"][0]
-            raise DecodeError(first.path, first.reason)
+            raise DecodeError(
+                first.path, f"{first.reason} [training stops at a video that it cannot read; take it out]"
+            )
         few = batch["index"][batch["available"] < self.config.model.num_frames]
         self.short_videos.update(few.tolist())
         clips = batch["clip"] if self.colour is None else self.colour(batch["clip"])
         loss: Tensor = nn.functional.cross_entropy(self.model(self.normalise(clips)), batch["label"])
         if not loss.isfinite():
-            epoch = self.step // self.steps_per_epoch + 1
-            raise DivergedError(
-                f"the loss became {loss.item()} at step {self.step + 1} (epoch {epoch}); lower training.lr "
-                f"(now {self.config.training.effective_lr:g} for {self.config.training.batch_size} clips), set "
-                "training.gradient_clip, or add training.warmup_epochs"
-            )
+            raise self._diverged(f"the loss became {loss.item()}", self.step + 1)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raises :class:`DivergedError` before a gradient that is not finite spoils the weights."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if not norm.isfinite():
+            raise self._diverged(f"the gradient's norm became {norm.item()}", self.step + 1)
+
+    def check_sound(self, batch: dict[str, Any]) -> None:
+        """See that the weights still give numbers, before they take the place of good ones.
+
+        Raises:
+            DivergedError: if the logits of ``batch`` are not finite.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                logits = self.model(self.normalise(batch["clip"]))
+        finally:
+            self.model.train(was_training)
+        if not logits.isfinite().all():
+            raise self._diverged("the network's output became infinite or no number", self.step)
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        training = self.config.training
+        return DivergedError(
+            f"{what} at step {step} (epoch {(step - 1) // self.steps_per_epoch + 1}); what was saved before is kept; "
+            f"lower training.lr (now {training.effective_lr:g} for {training.batch_size} clips), set "
+            "training.gradient_clip, or add training.warmup_epochs"
+        )

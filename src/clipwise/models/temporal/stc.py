@@ -148,6 +148,8 @@ def stc(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    if split == "equal" and alpha in (0, 1):
+        raise ValueError(f"split 'equal' gives half of the inputs to either part, and alpha={alpha} has one part only")
     if split not in ("alpha", "equal"):
         raise ValueError(f"split must be 'alpha' or 'equal', got {split!r}")
     if reduction is not None and reduction < 1:

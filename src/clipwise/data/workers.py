@@ -1,0 +1,22 @@
+"""What processes that read data have in common."""
+
+import os
+import signal
+
+__all__ = ["available_cores", "leave_signals_to_parent"]
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leave_signals_to_parent(*_: object) -> None:
+    """Leave Ctrl-C and SIGTERM, which reach a whole group of processes, to the main one.
+
+    A worker that died of them would hide the reason. After SIGTERM it lives for half a minute more, in which the main
+    process ends the step in hand; a worker that hangs is thus still ended by it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
