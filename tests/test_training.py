@@ -143,7 +143,9 @@ def test_plain_epochs_hold_every_video_once() -> None:
 
 
 def test_schedules() -> None:
-    steps = TrainingConfig(epochs=50, lr=0.01, batch_size=32, reference_batch=64)
+    steps = TrainingConfig(
+        epochs=50, lr=0.01, batch_size=32, reference_batch=64, schedule="steps", milestones=(30, 40, 45)
+    )
     assert steps.effective_lr == 0.005
     rates = [learning_rate(steps, epoch * 7, 7) for epoch in (0, 29, 30, 40, 45, 49)]
     assert rates == pytest.approx([0.005, 0.005, 5e-4, 5e-5, 5e-6, 5e-6])
@@ -175,7 +177,7 @@ def test_the_overhead_recipes_differ_in_the_name_alone() -> None:
         ("training.lrr=1", "training.lrr: there is no such field; there are .*lr"),
         ("training.lr=fast", "training.lr: .*number.*'fast'"),
         ("views.size=8", "at least 32 pixels"),
-        ("views.clips=3", "has 1 clips, got clips=3"),
+        ("views.clips=3", "means clips=1, got clips=3; any number goes with"),
         ("speed.lr=1", "speed: there is no such field"),
         ("lr", "takes section.field=value"),
     ],

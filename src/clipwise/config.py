@@ -153,7 +153,10 @@ class ViewsConfig:
             raise ValueError(f"crop_ratio must lie in (0, 1], got {self.crop_ratio}")
         fixed = {"middle": 1, "two_clips": 2}.get(self.sampling)
         if fixed is not None and self.clips != fixed:
-            raise ValueError(f"sampling {self.sampling!r} has {fixed} clips, got clips={self.clips}")
+            raise ValueError(
+                f"sampling {self.sampling!r} means clips={fixed}, got clips={self.clips}; any number goes with "
+                "sampling 'uniform', 'random' or 'dense'"
+            )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
 
@@ -172,8 +175,8 @@ class TrainingConfig:
     reference_batch: int = 64
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: Literal["steps", "cosine"] = "steps"
-    milestones: tuple[int, ...] = (30, 40, 45)
+    schedule: Literal["steps", "cosine"] = "cosine"
+    milestones: tuple[int, ...] = ()
     """Epochs at which the rate falls to a tenth (``steps``)."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate rises from 0."""
@@ -190,6 +193,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "reference_batch")
         _at_least(self, 0, "lr", "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed")
+        if self.schedule == "steps" and not all(0 < milestone < self.epochs for milestone in self.milestones):
+            raise ValueError(f"milestones must lie inside the run's {self.epochs} epochs, got {self.milestones}")
 
     @property
     def effective_lr(self) -> float:

@@ -1,5 +1,6 @@
 """``clipwise data``: make and prepare data."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,7 +46,7 @@ def synthesize(
             overwrite=overwrite,
             progress=progress,
         )
-    say(f"written: {manifest}; train on it with: clipwise train {manifest}")
+    say(f"written: {manifest}; train on it with: clipwise train {shlex.quote(str(output))}")
 
 
 @data.command()

@@ -121,7 +121,7 @@ def _print_tables(evaluation: "Evaluation") -> None:
             level,
             str(metrics.videos),
             f"{metrics.top1:.1f}",
-            f"{metrics.top5:.1f}",
+            f"{metrics.top5:.1f}" if len(metrics.per_class) > 5 else "–",
             f"{metrics.mean_class_accuracy:.1f}",
         )
     classes = Table("class", "videos", "accuracy", "mostly taken for")

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from clipwise.cli.app import app, say
 
@@ -34,7 +32,6 @@ def predict(
     videos = _videos(sources)
     predictor = load(checkpoint, which=weights, precision=precision)
     failed = 0
-    out = Console()
     for video, result in zip(videos, predictor.each(videos, top_k=top_k), strict=True):
         if isinstance(result, DecodeError):
             failed += 1
@@ -50,10 +47,9 @@ def predict(
             top = [{"label": label, "score": round(score, 6)} for label, score in result.top]
             typer.echo(json.dumps({"video": str(video), "top": top}, ensure_ascii=False))
         else:
-            table = Table("class", "score", title=str(video), title_justify="left", min_width=40)
+            typer.echo(video)
             for label, score in result.top:
-                table.add_row(label, f"{score:.3f}")
-            out.print(table)
+                typer.echo(f"  {score:.3f}  {label}")
     if failed:
         say(f"{failed} of {len(videos)} videos could not be read")
         raise typer.Exit(1)
@@ -66,6 +62,8 @@ def _videos(sources: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     for source in sources:
         path = Path(source)
+        if path.suffix == ".pack":
+            raise ValueError(f"{path}: is a pack of many videos; score it with: clipwise evaluate CHECKPOINT {path}")
         if path.is_dir():
             inside = find_videos(path)
             if not inside:

@@ -1,5 +1,7 @@
 """``clipwise train``"""
 
+import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,18 +61,18 @@ def train(
 
 
 def _closing(result: "RunResult") -> None:
+    folder = shlex.quote(os.path.relpath(result.folder))
     if not result.finished:
-        say(
-            f"stopped after step {result.step}; go on with: clipwise train --resume --output {result.folder}",
-        )
-        return
-    best = f" – best validation {result.best:.1f} %" if result.best is not None else ""
-    say(f"finished{best}; test it with: clipwise evaluate {result.folder}")
+        say(f"stopped after step {result.step}; go on with: clipwise train --resume --output {folder}")
+    elif result.best is None:
+        say(f"finished, without validation; test it with: clipwise evaluate {folder} VIDEOS")
+    else:
+        say(f"finished – best validation {result.best:.1f} %; test it with: clipwise evaluate {folder}")
     if result.short_videos:
         some = ", ".join(result.short_videos[:3])
         say(
             f"{len(result.short_videos)} videos have fewer frames than a clip, so some of their frames were repeated: "
-            f"{some}; fewer frames a clip (model.num_frames) avoid that",
+            f"{some}; fewer frames a clip (model.num_frames) avoid that"
         )
 
 
@@ -79,6 +81,7 @@ class TrainingDisplay:
 
     def __init__(self, *, json_lines: bool = False) -> None:
         self.json_lines = json_lines
+        self.unreadable: set[str] = set()
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -116,7 +119,8 @@ class TrainingDisplay:
         if start.weights:
             say(str(start.weights))
         if start.done:
-            say(f"going on after step {start.done} of {start.steps}")
+            rest = "finished already" if start.done == start.steps else "going on"
+            say(f"{rest} after step {start.done} of {start.steps}")
         self.task = self.bar.add_task(
             "",
             total=start.steps,
@@ -145,11 +149,12 @@ class TrainingDisplay:
             from dataclasses import asdict
 
             typer.echo(json.dumps(asdict(log)))
-        line = f"epoch {log.epoch:3d}/{self.epochs}  loss {log.loss:.3f}  lr {log.lr:.2g}"
+        line = f"epoch {log.epoch:3d}/{self.epochs}  loss {log.loss:.3f}"
         if log.top1 is not None:
-            line += f"  top-1 {log.top1:.1f}  top-5 {log.top5:.1f}  mean class {log.mean_class_accuracy:.1f}"
-        line += f"  {log.clips_per_second:.1f} clips/s  {log.seconds:.0f} s"
-        if evaluation and evaluation.unreadable:
-            line += f"  {len(evaluation.unreadable)} validation videos unreadable"
-        say(line)
+            line += f"  top-1 {log.top1:.1f}  mean class {log.mean_class_accuracy:.1f}"
+        say(f"{line}  {log.clips_per_second:.1f} clips/s  {log.seconds:.0f} s")
+        for failure in evaluation.unreadable if evaluation else ():
+            if failure.path not in self.unreadable:
+                self.unreadable.add(failure.path)
+                say(f"not in the validation: {failure.path}: {failure.reason}")
         self.then = time.perf_counter()

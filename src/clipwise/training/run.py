@@ -104,6 +104,11 @@ def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manife
     """
     data = config.data
     if manifest.splits:
+        if data.train_split not in manifest.splits:
+            raise ValueError(
+                f"{manifest.source}: no split {data.train_split!r} to train on; there is: "
+                f"{', '.join(manifest.splits)}; name them by data.train_split and data.validation_split"
+            )
         train = manifest.select(data.train_split)
         validation = manifest.select(data.validation_split) if data.validation_split in manifest.splits else None
     else:
@@ -176,6 +181,8 @@ def train(
         raise ValueError(
             f"{manifest.source}: its videos or their labels are not those that the run in {output} was begun with"
         )
+    if not resume:
+        _check_folder(output, overwrite=overwrite)
     settings = config.training
     sampler = DrawSampler(
         train.labels,
@@ -198,20 +205,15 @@ def train(
     loaded = None
     if config.model.weights is not None:
         loaded = load_weights(model, config.model.weights, name=config.model.name)
-    with _new_folder(output, overwrite=overwrite):
+    with _new_folder(output):
         named = None if recipe is None or isinstance(recipe, Config) else str(recipe)
         write_card(output, config.model, manifest.classes, config.views)
         write_account(output, config, train, validation, named, loaded)
         return _Run(config, model, train, validation, sampler, output, reporter, None, loaded).go()
 
 
-@contextmanager
-def _new_folder(output: Path, *, overwrite: bool) -> Iterator[None]:
-    """The folder of a run that begins.
-
-    If nothing of it is worth keeping in the end, all is as before: an earlier run is put back, and a folder that was
-    not there is gone.
-    """
+def _check_folder(output: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that is in use, before anything is read or fetched for a run in it."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file; give a folder for the run")
     occupied = output.is_dir() and any(output.iterdir())
@@ -219,7 +221,17 @@ def _new_folder(output: Path, *, overwrite: bool) -> Iterator[None]:
         raise ValueError(f"{output}: exists already; --resume continues that run, --overwrite replaces it")
     if occupied and not is_run(output):
         raise ValueError(f"{output}: holds files that are no training run, so --overwrite will not delete it")
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[None]:
+    """The folder of a run that begins.
+
+    If nothing of it is worth keeping in the end, all is as before: an earlier run is put back, and a folder that was
+    not there is gone.
+    """
     existed = output.is_dir()
+    occupied = existed and any(output.iterdir())
     aside = output.with_name(f".{output.name}.replaced")
     try:
         if occupied:

@@ -76,9 +76,8 @@ class ClassificationTask(pl.LightningModule):
         """
         if batch["failures"]:
             first = batch["failures"][0]
-            raise DecodeError(
-                first.path, f"{first.reason} [training stops at a video that it cannot read; take it out]"
-            )
+            remedy = "training stops at a video that it cannot read: take it out, or pack with --skip-unreadable"
+            raise DecodeError(first.path, f"{first.reason} [{remedy}]")
         few = batch["index"][batch["available"] < self.config.model.num_frames]
         self.short_videos.update(few.tolist())
         clips = batch["clip"] if self.colour is None else self.colour(batch["clip"])
