@@ -353,7 +353,7 @@ def test_an_existing_folder_is_replaced_only_when_asked_and_only_if_rendered(tmp
     folder.mkdir()  # an empty one will do
     synthesize(folder, **options)
     before = content(folder)
-    with pytest.raises(ValueError, match=r"out: exists and is not empty; choose another folder or ask to overwrite"):
+    with pytest.raises(ValueError, match=r"out: exists and is not empty; choose another folder, or --overwrite"):
         synthesize(folder, **options)
     synthesize(folder, overwrite=True, seed=1, **options)
     after = content(folder)

@@ -238,7 +238,7 @@ def test_an_existing_run_is_neither_continued_nor_lost_by_accident(run: Path, vi
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     before = sorted(path.stat().st_mtime_ns for path in folder.iterdir())
-    with pytest.raises(ValueError, match="exists already; --resume continues that run, --overwrite deletes"):
+    with pytest.raises(ValueError, match="exists already; --resume continues that run, --overwrite replaces"):
         clipwise.train(videos, folder, overrides=SMALL)
     assert sorted(path.stat().st_mtime_ns for path in folder.iterdir()) == before
     with pytest.raises(DivergedError):

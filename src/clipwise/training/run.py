@@ -410,12 +410,11 @@ class _Run(pl.Callback):
         )
         append_epoch(self.output, log)
         if evaluation and figures:
-            for key in ("top1", "top5", "mean_class_accuracy"):
+            for key in ("top1", "top5", "mean_class_accuracy") if self.board else ():
                 self.board.add_scalar(f"validation/{key}", getattr(figures, key), log.step)
-            write_json(
-                self.output / "validation.json",
-                {"epoch": log.epoch, **evaluation.to_dict(self.train.classes)},
-            )
+            write_json(self.output / "validation.json", {"epoch": log.epoch, **evaluation.to_dict(self.train.classes)})
+        # Last of all: a run that is killed before this repeats the epoch, and its line with it.
+        self._save(trainer)
         self.epochs.append(log)
         if self.reporter:
             self.reporter.epoch_ended(log, evaluation)
