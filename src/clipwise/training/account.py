@@ -167,7 +167,7 @@ def append_epoch(folder: Path, log: EpochLog) -> None:
         writer = csv.DictWriter(file, list(asdict(log)))
         if new:
             writer.writeheader()
-        writer.writerow({key: round(v, 6) if isinstance(v, float) else v for key, v in asdict(log).items()})
+        writer.writerow({key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in asdict(log).items()})
 
 
 def drop_epochs_after(folder: Path, step: int) -> None:
