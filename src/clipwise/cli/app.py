@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["app", "console", "counting", "say"]
+__all__ = ["app", "console", "counted", "counting", "say"]
 
 app = typer.Typer(
     name="clipwise",
@@ -46,6 +46,11 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     with bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def counted(number: int, what: str) -> str:
+    """``1 video``, ``2 videos``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def say(message: str, *, error: bool = False) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from clipwise.cli.app import app, counting, say
+from clipwise.cli.app import app, counted, counting, say
 
 data = typer.Typer(help="Make and prepare data.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -91,7 +91,7 @@ def pack(
         f"written: {report.path}: {report.videos} videos, {report.frames} frames, {report.bytes / 1e6:.0f} MB",
     )
     if report.skipped:
-        say(f"{len(report.skipped)} videos could not be decoded and are not in it:")
+        say(f"{counted(len(report.skipped), 'video')} could not be decoded, left out:")
         for skipped in report.skipped:
             say("  " + ": ".join(skipped))
         raise typer.Exit(1)

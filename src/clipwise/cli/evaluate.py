@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from clipwise.cli.app import app, counting, say
+from clipwise.cli.app import app, counted, counting, say
 
 if TYPE_CHECKING:
     from clipwise.evaluation.protocols import Evaluation
@@ -86,7 +86,7 @@ def evaluate(
             f"{', '.join(evaluation.short[:3])}",
         )
     if evaluation.unreadable:
-        say(f"{len(evaluation.unreadable)} videos could not be read and are not in the figures:")
+        say(f"{counted(len(evaluation.unreadable), 'video')} could not be read; the figures are those of the rest:")
         for failure in evaluation.unreadable[:5]:
             say(f"  {failure.path}: {failure.reason}")
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from clipwise.cli.app import app, say
+from clipwise.cli.app import app, counted, say
 
 
 @app.command()
@@ -51,7 +51,7 @@ def predict(
             for label, score in result.top:
                 typer.echo(f"  {score:.3f}  {label}")
     if failed:
-        say(f"{failed} of {len(videos)} videos could not be read")
+        say(f"{failed} of {counted(len(videos), 'video')} could not be read")
         raise typer.Exit(1)
 
 
