@@ -63,7 +63,7 @@ def two_clips(num_frames: int, num_segments: int) -> Indices:
 
 
 def uniform_clips(num_frames: int, num_segments: int, clips: int) -> Indices:
-    """(clips, T) the k uniform clips of [DA]: the middle clip moved by -k//2+1 ... k//2 frames.
+    """(clips, T) the k uniform clips of the Deep Analysis paper: the middle clip moved by -k//2+1 ... k//2 frames.
 
     A frame never leaves its segment: offsets are held within half a tick. Two clips are the middle and the
     next frame, which is not ``two_clips``. For at most T frames, where the published code draws at random,

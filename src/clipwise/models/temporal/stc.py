@@ -1,4 +1,4 @@
-"""STC: spatial-temporal channels (*STC* and *STC-Light*; SPEC's [STC]).
+"""STC and STC-Light (Hao et al., *Spatio-temporal collaborative module for efficient action recognition*; [STC]).
 
 Replaces conv2. With y of C channels, split αC | (1-α)C, α = 3/4:
 

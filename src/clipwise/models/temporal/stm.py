@@ -1,5 +1,6 @@
 """STM: spatiotemporal and motion encoding (Jiang et al., *STM: SpatioTemporal and motion encoding for action
-recognition*, ICCV 2019, and its journal version).
+recognition*, ICCV 2019, [STM]; journal version: Wang et al., *Learning spatiotemporal and motion features in a
+unified 2D network for action recognition*).
 
 In a block, with y = ReLU(BN1(conv1 x)) of C channels:
 

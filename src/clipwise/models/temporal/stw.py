@@ -1,4 +1,4 @@
-"""STW: spatio-temporal features and temporal weights (SPEC's [STW]).
+"""STW (Cai, *A novel spatio-temporal-wise network for action recognition*).
 
 Replaces conv2. With y = ReLU(BN1(conv1 x)) of C channels:
 
