@@ -108,9 +108,35 @@ def test_the_data_trained_on_is_tested_on_what_was_held_out(videos: Path, tmp_pa
     shutil.copytree(videos, data)
     (data / "manifest.csv").unlink()
     clipwise.train(data, tmp_path / "run", overrides=SMALL)
-    held = json.loads((tmp_path / "run/splits.json").read_text())["validation"]
-    for given in (None, data):
-        assert sorted(evaluate(tmp_path / "run", given, workers=0).evaluation.names) == sorted(held)
+    held = [name for name, _, _ in json.loads((tmp_path / "run/splits.json").read_text())["validation"]]
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for folder, given in ((tmp_path / "run", None), (tmp_path / "run", data), (tmp_path / "link", None)):
+        assert sorted(evaluate(folder, given, workers=0).evaluation.names) == sorted(held)
+
+
+def test_segments_of_a_file_are_held_out_together_and_found_again(videos: Path, tmp_path: Path) -> None:
+    rows = ["path,label,start,end"]
+    for item in Manifest.read(videos):
+        label = item.name.split("/")[0]
+        rows += [f"{item.path},{label},0,0.2", f"{item.path},{label},0.2,0.4"]
+    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    clipwise.train(tmp_path, tmp_path / "run", overrides=[*SMALL, "training.epochs=1"])
+    splits = json.loads((tmp_path / "run/splits.json").read_text())
+    train, held = ({name for name, _, _ in splits[part]} for part in ("train", "validation"))
+    assert not train & held
+    assert len(splits["validation"]) == 8
+    for given in (None, tmp_path, tmp_path / "manifest.csv"):
+        assert len(evaluate(tmp_path / "run", given, workers=0).evaluation.names) == 8
+
+
+def test_without_a_validation_split_the_split_must_be_named(videos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "videos"
+    shutil.copytree(videos, data)
+    (data / "manifest.csv").write_text((data / "manifest.csv").read_text().replace(",val", ",test"))
+    clipwise.train(data, tmp_path / "run", overrides=[*SMALL, "training.epochs=1"])
+    with pytest.raises(ValueError, match="name the split to test on: test, train"):
+        evaluate(tmp_path / "run", workers=0)
+    assert len(evaluate(tmp_path / "run", split="test", workers=0).evaluation.names) == 8
 
 
 def test_three_crops_have_the_whole_short_side() -> None:

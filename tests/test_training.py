@@ -44,25 +44,28 @@ class Interrupt:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     clipwise.train(videos, folder, overrides=RANDOM)
-    return load_file(folder / "last.safetensors")
+    return folder
 
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1])
 def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
-    videos: Path, tmp_path: Path, uninterrupted: dict[str, torch.Tensor], step: int
+    videos: Path, tmp_path: Path, whole: Path, step: int
 ) -> None:
     stopped = clipwise.train(videos, tmp_path / "run", overrides=RANDOM, reporter=Interrupt(step))
     assert (stopped.finished, stopped.step) == (False, step)
     resumed = clipwise.train(None, tmp_path / "run", resume=True)
     assert resumed.finished
+    uninterrupted = load_file(whole / "last.safetensors")
     weights = load_file(tmp_path / "run/last.safetensors")
     assert weights.keys() == uninterrupted.keys()
     assert all(torch.equal(value, uninterrupted[key]) for key, value in weights.items())
-    with (tmp_path / "run/epochs.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    with (tmp_path / "run/epochs.csv").open() as file, (whole / "epochs.csv").open() as other:
+        logged, expected = ([(row["epoch"], row["loss"]) for row in csv.DictReader(part)] for part in (file, other))
+    assert logged == expected
 
 
 def test_a_line_logged_before_a_crash_is_not_logged_twice(videos: Path, tmp_path: Path) -> None:
@@ -155,6 +158,8 @@ def test_schedules() -> None:
     assert rates[8] == 1.0
     assert rates[24] == pytest.approx(0.5)
     assert 0 < rates[-1] < 0.01
+    short = TrainingConfig(epochs=4, lr=1.0, batch_size=1, reference_batch=1, warmup_epochs=0.1)
+    assert max(learning_rate(short, step, 3) for step in range(12)) <= 1
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
@@ -264,6 +269,35 @@ def test_an_empty_folder_that_was_there_stays(videos: Path, tmp_path: Path) -> N
     assert list((tmp_path / "run").iterdir()) == []
 
 
+def test_a_replaced_run_comes_back_after_the_new_one_was_killed(run: Path, videos: Path, tmp_path: Path) -> None:
+    """As a power cut in the new run's first epoch leaves it."""
+    shutil.copytree(run, tmp_path / ".run.replaced")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(ValueError, match="exists already"):
+        clipwise.train(videos, tmp_path / "run", overrides=SMALL)
+    assert load_file(tmp_path / "run/last.safetensors").keys() == load_file(run / "last.safetensors").keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_signal_handlers_are_as_before(videos: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    clipwise.train(videos, tmp_path / "run", overrides=[*SMALL, "training.epochs=1"], reporter=Interrupt(2))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_interrupts_as_one(videos: Path, tmp_path: Path) -> None:
+    class Impatient(Interrupt):
+        def stepped(self, *, step: int, **_: Any) -> None:
+            for _again in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        clipwise.train(videos, tmp_path / "run", overrides=SMALL, reporter=Impatient(1))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (tmp_path / "run").exists()
+
+
 def test_overwrite_spares_what_is_no_run(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/one.txt").write_text("dear")
@@ -303,7 +337,7 @@ def test_without_splits_a_share_of_each_class_is_held_out(videos: Path, tmp_path
     clipwise.train(data, tmp_path / "run", overrides=[*SMALL, "training.epochs=1"])
     splits = json.loads((tmp_path / "run/splits.json").read_text())
     assert (len(splits["train"]), len(splits["validation"])) == (20, 4)
-    assert {name.split("/")[0] for name in splits["validation"]} == {
+    assert {name.split("/")[0] for name, _, _ in splits["validation"]} == {
         "moves_down",
         "moves_left",
         "moves_right",

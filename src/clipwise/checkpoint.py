@@ -41,7 +41,7 @@ __all__ = [
     "write_weights",
 ]
 
-CARD = "model.json"
+_CARD = "model.json"
 _FORMAT = 1
 
 
@@ -98,7 +98,7 @@ def write_card(folder: Path, config: ModelConfig, classes: Sequence[str], views:
         "classes_sha256": class_list_hash(classes),
         "views": dataclasses.asdict(views),
     }
-    write_json(folder / CARD, card)
+    write_json(folder / _CARD, card)
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
@@ -115,9 +115,9 @@ def read_card(path: str | Path) -> Card:
         ValueError: if there is none, it is damaged, or was written by a newer version.
     """
     path = Path(path)
-    card_file = (path if path.is_dir() else path.parent) / CARD
+    card_file = (path if path.is_dir() else path.parent) / _CARD
     if not card_file.is_file():
-        what = "no such file or folder" if not path.exists() else f"holds no {CARD}"
+        what = "no such file or folder" if not path.exists() else f"holds no {_CARD}"
         raise ValueError(f"{path}: {what}; give a folder that `clipwise train` wrote, or a weight file inside one")
     try:
         card: dict[str, Any] = json.loads(card_file.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def read_card(path: str | Path) -> Card:
         )
         views = section_from_json(ViewsConfig, card["views"])
         digest = card["classes_sha256"]
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{card_file}: damaged or not written by clipwise ({error!r})") from error
     if version != _FORMAT:
         raise ValueError(f"{card_file}: format {version}, this version reads {_FORMAT}; update clipwise")
@@ -168,9 +168,9 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
     reshaped = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     if missing or foreign or reshaped:
         raise ValueError(
-            f"{weights}: not the weights of the {config.name} that {folder / CARD} describes: {len(missing)} tensors "
+            f"{weights}: not the weights of the {config.name} that {folder / _CARD} describes: {len(missing)} tensors "
             f"are missing, {len(foreign)} are not its own, {len(reshaped)} have another shape "
-            f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {CARD} of one run together"
+            f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {_CARD} of one run together"
         )
     model.load_state_dict(state)
     with weights.open("rb") as stream:

@@ -193,6 +193,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "reference_batch")
         _at_least(self, 0, "lr", "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed")
+        if self.gradient_clip == 0:
+            raise ValueError("gradient_clip must be above 0, or null for none, got 0")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if self.schedule == "steps" and not all(0 < milestone < self.epochs for milestone in self.milestones):
             raise ValueError(f"milestones must lie inside the run's {self.epochs} epochs, got {self.milestones}")
 

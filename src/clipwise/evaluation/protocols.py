@@ -95,6 +95,7 @@ def evaluate_model(
         ValueError: if no video at all could be read; the first reasons are named.
     """
     views_per_video = views.clips * views.crops
+    device = next(model.parameters()).device
     loader = DataLoader(
         TestViews(manifest, num_frames=num_frames, views=views),
         batch_size=max(1, batch_size // views_per_video),
@@ -103,8 +104,8 @@ def evaluate_model(
         worker_init_fn=leave_signals_to_parent,
         # Evaluation must not advance the generator that training draws from.
         generator=torch.Generator(),
+        pin_memory=device.type == "cuda",
     )
-    device = next(model.parameters()).device
     normalise = Normalise(views.mean, views.std).to(device)
     was_training = model.training
     model.eval()

@@ -13,7 +13,8 @@ from clipwise.checkpoint import Checkpoint, command_line, device_name, read_chec
 from clipwise.config import ViewsConfig
 from clipwise.data.manifest import Manifest, class_list_hash
 from clipwise.evaluation.protocols import Evaluation, evaluate_model
-from clipwise.training.account import RunAccount, is_run
+from clipwise.files import portable_path
+from clipwise.training.account import RunAccount, is_run, video
 
 __all__ = ["EvaluationResult", "evaluate"]
 
@@ -46,7 +47,8 @@ def evaluate(
     Args:
         checkpoint: a folder that ``clipwise train`` wrote, or a weight file inside one.
         data: a folder, manifest or pack; the run's own validation videos when None.
-        split: of the data; the run's validation split where the data has it, else all.
+        split: of the data; if None, the run's validation split where the data has it, what was held out where the data
+            is the run's own, and else all.
         which: ``best`` or ``last`` weights.
         views: another protocol than the checkpoint's.
         precision: as in training unless given.
@@ -79,13 +81,13 @@ def evaluate(
     record = {
         "command": command_line(),
         "checkpoint": {
-            "weights": os.path.relpath(trained.weights),
+            "weights": portable_path(trained.weights, Path.cwd()),
             "sha256": trained.weights_sha256,
             "classes_sha256": class_list_hash(trained.classes),
             "model": dataclasses.asdict(trained.config) | {"weights": None},
         },
         "data": {
-            "source": os.path.relpath(manifest.source),
+            "source": portable_path(manifest.source, Path.cwd()),
             "split": used,
             "videos": len(manifest),
         },
@@ -126,8 +128,12 @@ def _videos(
     usual = run.config.data.validation_split if run else "val"
     if usual in manifest.splits:
         return manifest.select(usual), usual
-    if run is not None and own is not None and os.path.realpath(source) == os.path.realpath(own):
-        held = set(run.validation_videos)
-        marks = [usual if item.name in held else "train" for item in manifest]
-        return manifest.with_splits(marks).select(usual), usual
-    return manifest, None
+    if run is None or own is None or os.path.realpath(manifest.source) != os.path.realpath(own):
+        return manifest, None
+    if manifest.splits:
+        raise ValueError(
+            f"{manifest.source}: no split {usual!r}, and the run was trained on part of it; name the split to "
+            f"test on: {', '.join(manifest.splits)}"
+        )
+    marks = [usual if video(item) in run.validation_videos else "train" for item in manifest]
+    return manifest.with_splits(marks).select(usual), usual

@@ -85,7 +85,7 @@ class _Block(nn.Module):
         self._keys: dict[str, str] = {}
         for place in (field.name for field in fields(slot)):
             module = getattr(slot, place)
-            if isinstance(module, TemporalModule) and place != "conv2":
+            if isinstance(module, TemporalModule):
                 self.add_module(module.key, module)
                 self._keys[place] = module.key
 

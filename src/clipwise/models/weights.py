@@ -185,9 +185,6 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
     if not any(key.endswith("conv1.weight") for key in loaded):
         some = ", ".join(list(state)[:3])
         raise ValueError(f"{path}: nothing in it matches {name}; its keys begin {some} – is it another network's?")
-    model.load_state_dict(
-        {**own, **{k: v.float() if v.is_floating_point() else v for k, v in (loaded | derived).items()}}
-    )
     lacking = [key for key in own if _IMAGE_PART.fullmatch(key) and key not in loaded]
     lacking += [key for key in own if key.endswith("conv2.spatial.weight") and key not in loaded and key not in derived]
     surplus = [key for key in state if _IMAGE_PART.fullmatch(key) and key not in loaded and key not in sources]
@@ -196,6 +193,9 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
             f"{path}: not the weights of {name}'s image network: {len(lacking)} of its tensors are missing and "
             f"{len(surplus)} are another's (the first: {(lacking + surplus)[0]}); give a file of the same backbone"
         )
+    model.load_state_dict(
+        {**own, **{k: v.float() if v.is_floating_point() else v for k, v in (loaded | derived).items()}}
+    )
     counters = "num_batches_tracked"  # absent from many files and of no consequence
     return LoadReport(
         source=str(path),

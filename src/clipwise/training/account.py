@@ -4,6 +4,7 @@ import csv
 import datetime
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from clipwise.checkpoint import command_line, device_name, versions
 from clipwise.config import Config
-from clipwise.data.manifest import Manifest
+from clipwise.data.manifest import Item, Manifest
 from clipwise.files import portable_path, write_json, written_whole
 from clipwise.models.weights import LoadReport
 
@@ -23,6 +24,7 @@ __all__ = [
     "append_epoch",
     "drop_epochs_after",
     "is_run",
+    "video",
     "videos_hash",
     "write_account",
 ]
@@ -31,6 +33,14 @@ _RUN = "run.json"
 _CONFIG = "config.json"
 _SPLITS = "splits.json"
 _EPOCHS = "epochs.csv"
+
+
+Video = tuple[str, float | None, float | None]
+
+
+def video(item: Item) -> Video:
+    """What tells a video, or a segment of one, from the others of its manifest: name, start and end."""
+    return item.name, item.start, item.end
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,7 @@ class RunAccount:
     """The configuration as it was written; ``config_sha256`` is theirs."""
     origin: dict[str, Any]
     """``run.json``: command, recipe, hashes, data, device, versions."""
-    training_videos: tuple[str, ...]
-    validation_videos: tuple[str, ...]
+    validation_videos: frozenset[Video]
     epochs: tuple[EpochLog, ...]
 
     @classmethod
@@ -93,8 +102,7 @@ class RunAccount:
                 config=Config.from_json(values),
                 values=values,
                 origin=origin,
-                training_videos=tuple(splits["train"]),
-                validation_videos=tuple(splits["validation"]),
+                validation_videos=frozenset(map(tuple, splits["validation"])),
                 epochs=tuple(epochs),
             )
         except FileNotFoundError as error:
@@ -103,8 +111,8 @@ class RunAccount:
             raise ValueError(f"{folder}: the account of its training run is damaged ({error})") from error
 
     def data_source(self, folder: Path) -> Path:
-        """Where the data was, seen from the run's folder."""
-        return folder / str(self.origin["data"]["source"])
+        """Where the data was, seen from the run's folder; links on the way to it are followed."""
+        return Path(os.path.realpath(folder)) / str(self.origin["data"]["source"])
 
     def to_dict(self) -> dict[str, Any]:
         """For a result file: where the weights came from, and each epoch."""
@@ -116,7 +124,7 @@ def videos_hash(train: Manifest, validation: Manifest | None) -> str:
     digest = hashlib.sha256()
     for part in (train, validation):
         for item in part or ():
-            digest.update(repr((item.name, part.classes[item.label or 0], item.start, item.end)).encode())  # type: ignore[union-attr]
+            digest.update(repr((*video(item), part.classes[item.label or 0])).encode())  # type: ignore[union-attr]
         digest.update(b"|")
     return digest.hexdigest()
 
@@ -137,7 +145,7 @@ def write_account(
     """Write all that is known before the first step."""
     write_json(folder / _CONFIG, config.to_dict())
     parts = {"train": train, "validation": validation}
-    write_json(folder / _SPLITS, {key: [item.name for item in part] if part else [] for key, part in parts.items()})
+    write_json(folder / _SPLITS, {key: list(map(video, part)) if part else [] for key, part in parts.items()})
     origin = {
         "command": command_line(),
         "recipe": recipe,

@@ -1,7 +1,8 @@
 """The state a run continues from: weights, optimiser and the number of steps done.
 
 Everything else – the order of videos, crops, flips, dropout, the learning rate – follows from the seed and the step,
-so a run that was stopped ends with the weights of one that was not.
+so a run that was stopped ends with the weights of one that was not: bit for bit on a CPU, and on a GPU as far as two
+runs that were never stopped agree there.
 """
 
 import contextlib
@@ -17,9 +18,19 @@ from torch import nn
 
 from clipwise.files import written_whole
 
-__all__ = ["Resumed", "StopRequest", "load_state", "save_state"]
+__all__ = ["STATE", "EpochSoFar", "Resumed", "StopRequest", "load_state", "save_state", "signals_restored"]
 
 STATE = "resume.ckpt"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class EpochSoFar(NamedTuple):
+    """The sums that an epoch's line in the log is made from."""
+
+    loss: float = 0.0
+    """Of the clips' losses."""
+    clips: int = 0
+    seconds: float = 0.0
 
 
 class Resumed(NamedTuple):
@@ -28,13 +39,26 @@ class Resumed(NamedTuple):
     step: int
     optimizer: dict[str, Any]
     best: float | None
+    epoch: EpochSoFar
 
 
 def save_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, best: float | None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    best: float | None,
+    epoch: EpochSoFar,
 ) -> None:
     """Write the state after ``step`` steps; the one before stays until this one is whole."""
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "best": best,
+        "epoch": tuple(epoch),
+    }
     with written_whole(folder / STATE) as partial:
         torch.save(state, partial)
 
@@ -51,34 +75,41 @@ def load_state(folder: Path, model: nn.Module) -> Resumed:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
-        return Resumed(int(state["step"]), state["optimizer"], state["best"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be resumed from ({str(error).splitlines()[0]}); start anew") from error
+        return Resumed(int(state["step"]), state["optimizer"], state["best"], EpochSoFar(*state["epoch"]))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: cannot be resumed from ({(str(error) or repr(error)).splitlines()[0]}); start anew"
+        ) from error
 
 
 class StopRequest:
-    """Whether the user asked to stop, by Ctrl-C or SIGTERM: the run then stops after the step it is in."""
+    """Whether the user asked to stop, by Ctrl-C or SIGTERM: the run then stops after the step it is in, or after the
+    validation that follows it. The next Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self._asked = False
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self._asked
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Catch the first signal of either kind; a second Ctrl-C interrupts at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals reach only the main thread; the caller's program decides about them
-            return
+    def listen(self) -> None:
+        """From now on, note the signals. Only a program's main thread can; elsewhere the program decides about them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                signal.signal(number, self._note)
 
-        def note(number: int, _frame: object) -> None:
-            self.signal = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _note(self, _number: int, _frame: object) -> None:
+        self._asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
+
+@contextlib.contextmanager
+def signals_restored() -> Iterator[None]:
+    """Put the handlers of both signals back at the end, whoever changed them."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)

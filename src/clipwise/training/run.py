@@ -5,7 +5,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from clipwise.checkpoint import write_card, write_weights
@@ -35,7 +36,15 @@ from clipwise.training.account import (
     videos_hash,
     write_account,
 )
-from clipwise.training.resume import STATE, Resumed, StopRequest, load_state, save_state
+from clipwise.training.resume import (
+    STATE,
+    EpochSoFar,
+    Resumed,
+    StopRequest,
+    load_state,
+    save_state,
+    signals_restored,
+)
 from clipwise.training.schedule import learning_rate
 from clipwise.training.task import ClassificationTask
 
@@ -113,21 +122,31 @@ def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manife
         validation = manifest.select(data.validation_split) if data.validation_split in manifest.splits else None
     else:
         manifest.require_classes()
-        rng = np.random.default_rng([config.training.seed, 2])
-        held = np.zeros(len(manifest), bool)
-        for label in np.unique(manifest.labels):
-            of_class = np.flatnonzero(manifest.labels == label)
-            if len(of_class) < 2:
-                raise ValueError(
-                    f"{manifest.source}: class {manifest.classes[label]!r} has one video, so none can be held out for "
-                    "validation; add videos, or name the splits (a CSV's `split` column, or folders train/ and val/)"
-                )
-            count = min(max(1, round(data.holdout * len(of_class))), len(of_class) - 1)
-            held[rng.permutation(of_class)[:count]] = True
+        held = _held_out(manifest, data.holdout, np.random.default_rng([config.training.seed, 2]))
         manifest = manifest.with_splits([data.validation_split if out else data.train_split for out in held])
         train, validation = manifest.select(data.train_split), manifest.select(data.validation_split)
     train.require_classes()
     return train, validation
+
+
+def _held_out(manifest: Manifest, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(V,) whether a video is for validation: a share of each class, all segments of a file together."""
+    names = np.array([item.name for item in manifest])
+    held = np.zeros(len(manifest), bool)
+    for label in np.unique(manifest.labels):
+        of_class = manifest.labels == label
+        files = np.unique(names[of_class])
+        if len(files) < 2:
+            raise ValueError(
+                f"{manifest.source}: class {manifest.classes[label]!r} has one video, so none can be held out for "
+                "validation; add videos, or name the splits (a CSV's `split` column, or folders train/ and val/)"
+            )
+        wanted = max(1, round(share * int(of_class.sum())))
+        for name in rng.permutation(files)[:-1]:  # one file at least stays for training
+            if (held & of_class).sum() >= wanted:
+                break
+            held |= names == name
+    return held
 
 
 def train(
@@ -161,8 +180,10 @@ def train(
         ValueError: for data, weights, settings or a folder that cannot be used; nothing is written then.
         DecodeError: if a training video cannot be read.
         DivergedError: if loss or weights stop being finite; what was saved before stays.
+        KeyboardInterrupt: for a second Ctrl-C; the first stops the run after its step, and it returns.
     """
     output = Path(output).resolve()
+    _put_back(_aside(output), output)
     if resume:
         if recipe is not None or overrides or overwrite:
             raise ValueError("a resumed run goes on as it was begun: leave out the recipe, overrides and overwriting")
@@ -177,7 +198,7 @@ def train(
     manifest = data if isinstance(data, Manifest) else Manifest.read(data)
     manifest.check_files()
     train, validation = split_manifest(manifest, config)
-    if begun and begun.origin["data"]["videos_sha256"] != videos_hash(train, validation):
+    if begun and begun.origin["data"].get("videos_sha256") != videos_hash(train, validation):
         raise ValueError(
             f"{manifest.source}: its videos or their labels are not those that the run in {output} was begun with"
         )
@@ -230,26 +251,42 @@ def _new_folder(output: Path) -> Iterator[None]:
     If nothing of it is worth keeping in the end, all is as before: an earlier run is put back, and a folder that was
     not there is gone.
     """
+    aside = _aside(output)
     existed = output.is_dir()
     occupied = existed and any(output.iterdir())
-    aside = output.with_name(f".{output.name}.replaced")
     try:
-        if occupied:
-            output.rename(aside)
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{output}: cannot be written ({error.strerror or error}); give another --output") from error
-    try:
+        try:
+            if occupied:
+                output.rename(aside)
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{output}: cannot be written ({error.strerror or error}); give another --output"
+            ) from error
         yield
     finally:
         if not (output / STATE).is_file():
-            shutil.rmtree(output, ignore_errors=True)
-            if occupied:
-                aside.rename(output)
-            elif existed:
-                output.mkdir()
-        elif occupied:
-            shutil.rmtree(aside, ignore_errors=True)
+            if not occupied or aside.is_dir():
+                shutil.rmtree(output, ignore_errors=True)
+            if existed and not occupied:
+                output.mkdir(exist_ok=True)
+        _put_back(aside, output)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.replaced")
+
+
+def _put_back(aside: Path, output: Path) -> None:
+    """Bring back the run that was set aside, unless the one that replaces it has something to keep; a run that was
+    killed outright left that to the next."""
+    if not aside.is_dir():
+        return
+    if (output / STATE).is_file():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        shutil.rmtree(output, ignore_errors=True)
+        aside.rename(output)
 
 
 class _Run(pl.Callback):
@@ -301,8 +338,7 @@ class _Run(pl.Callback):
                 )
             )
         if self.task.step < self.sampler.steps:
-            with ExitStack() as self.cleanup:
-                self._fit()
+            self._fit()
         return RunResult(
             folder=self.output,
             finished=self.task.step >= self.sampler.steps,
@@ -330,10 +366,8 @@ class _Run(pl.Callback):
             pin_memory=cuda,
         )
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.board = _tensorboard(self.output)
-        if self.board:
-            self.cleanup.callback(self.board.close)
-        with _quiet_lightning():
+        self.board = _tensorboard(self.output, self.sampler.start)
+        with _quiet_lightning(), signals_restored(), _interrupted_as_such():
             pl.Trainer(
                 accelerator="gpu" if cuda else "cpu",
                 devices=1,
@@ -348,14 +382,16 @@ class _Run(pl.Callback):
                 use_distributed_sampler=False,
                 limit_val_batches=0,
             ).fit(self.task, loader)
+        if self.board:
+            self.board.close()
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         # Not before: Lightning puts a handler of its own on SIGTERM, which would end the process in mid-step.
-        self.cleanup.enter_context(self.stop.listening())
+        self.stop.listen()
         if self.resumed:
             trainer.optimizers[0].load_state_dict(self.resumed.optimizer)
             drop_epochs_after(self.output, self.resumed.step)
-        self._begin_epoch()
+        self._begin_epoch(self.resumed.epoch if self.resumed else EpochSoFar())
 
     def on_train_batch_end(
         self,
@@ -383,8 +419,9 @@ class _Run(pl.Callback):
         if self.stop:
             trainer.should_stop = True
 
-    def _begin_epoch(self) -> None:
-        self.loss_sum, self.clips, self.epoch_start = 0.0, 0, time.perf_counter()
+    def _begin_epoch(self, so_far: EpochSoFar) -> None:
+        self.loss_sum, self.clips = so_far.loss, so_far.clips
+        self.epoch_start = time.perf_counter() - so_far.seconds
 
     def _end_epoch(self, trainer: pl.Trainer, rate: float, batch: dict[str, Any]) -> None:
         trained = time.perf_counter() - self.epoch_start
@@ -414,11 +451,11 @@ class _Run(pl.Callback):
                 self.board.add_scalar(f"validation/{key}", getattr(figures, key), log.step)
             write_json(self.output / "validation.json", {"epoch": log.epoch, **evaluation.to_dict(self.train.classes)})
         # Last of all: a run that is killed before this repeats the epoch, and its line with it.
+        self._begin_epoch(EpochSoFar())
         self._save(trainer)
         self.epochs.append(log)
         if self.reporter:
             self.reporter.epoch_ended(log, evaluation)
-        self._begin_epoch()
 
     def _validate(self) -> Evaluation | None:
         if self.validation is None:
@@ -434,7 +471,19 @@ class _Run(pl.Callback):
         )
 
     def _save(self, trainer: pl.Trainer) -> None:
-        save_state(self.output, self.model, trainer.optimizers[0], step=self.task.step, best=self.best)
+        so_far = EpochSoFar(self.loss_sum, self.clips, time.perf_counter() - self.epoch_start if self.clips else 0.0)
+        save_state(self.output, self.model, trainer.optimizers[0], step=self.task.step, best=self.best, epoch=so_far)
+
+
+@contextmanager
+def _interrupted_as_such() -> Iterator[None]:
+    """Lightning answers a Ctrl-C with ``sys.exit(1)``; whoever called should hear what it was."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from end
+        raise
 
 
 @contextmanager
@@ -453,11 +502,11 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, step: int) -> Any:
     """TensorBoard's writer, or None where it is not installed; the figures stand in ``epochs.csv`` too."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         _log.warning("tensorboard is not installed: no curves for it are written")
         return None
-    return SummaryWriter(folder)
+    return SummaryWriter(folder, purge_step=step + 1 if step else None)
