@@ -234,7 +234,7 @@ def train(
 
 
 def _check_folder(output: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that is in use, before anything is read or fetched for a run in it."""
+    """Refuse a folder that is in use, before weights are fetched for a run in it."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file; give a folder for the run")
     occupied = output.is_dir() and any(output.iterdir())
