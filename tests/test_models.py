@@ -88,10 +88,11 @@ def test_macs_of_a_known_convolution() -> None:
 @pytest.mark.parametrize("size", [112, 160, 240])
 @pytest.mark.parametrize("name", list_models())
 def test_runs_at_other_sizes(name: str, size: int) -> None:
-    # The meta device runs every shape check of the real network and none of its arithmetic.
-    with torch.device("meta"):
-        model = create_model(name, num_classes=7, num_frames=8)
-        assert model(torch.empty(2, 8, 3, size, size)).shape == (2, 7)
+    model = create_model(name, num_classes=7, num_frames=2).eval()
+    with torch.no_grad():
+        logits = model(torch.randn(1, 2, 3, size, size))
+    assert logits.shape == (1, 7)
+    assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "options"), SMALL)
