@@ -261,3 +261,21 @@ def test_synthesize_refuses_a_folder_in_use(
     (tmp_path / "set/mine.txt").write_text("")
     assert clipwise("data", "synthesize", tmp_path / "set", "--videos", "2", monkeypatch=monkeypatch) == 1
     assert str(tmp_path / "set") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "call", ["pack(Manifest.read({data!r}), {out!r}, workers=2)", "synthesize({out!r}, workers=2)"]
+)
+def test_a_worker_that_dies_is_not_taken_for_an_output_that_cannot_be_written(
+    call: str, videos: Path, tmp_path: Path
+) -> None:
+    """A script without the guard that spawned workers need: each dies when it starts."""
+    script, out = tmp_path / "script.py", tmp_path / "out.pack"
+    imports = "from clipwise.data.manifest import Manifest\nfrom clipwise.data.pack import pack\n"
+    imports += "from clipwise.data.synthetic import synthesize\n"
+    script.write_text(imports + call.format(data=str(videos), out=str(out)))
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "ChildProcessError: a worker process died" in ended.stderr
+    assert "cannot be written" not in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from clipwise.data.decode import DecodeError
 from clipwise.data.workers import available_cores, leave_signals_to_parent
+from clipwise.files import written_whole
 
 if TYPE_CHECKING:
     from clipwise.data.manifest import Manifest
@@ -98,7 +99,8 @@ def pack(
     on_error: what a video that cannot be decoded does: "raise" stops, "skip" leaves it out and lists it in
     the report and in the file.
     Memory is bounded whatever the videos' lengths. The file appears only when it is complete.
-    Raises DecodeError for an unreadable video, ValueError for an output that exists or cannot be written.
+    Raises DecodeError for an unreadable video, ValueError for an output that exists or cannot be written,
+    ChildProcessError if a worker process dies.
     """
     output = Path(os.path.abspath(output))
     if format not in ("uint8", "jpeg"):
@@ -116,21 +118,18 @@ def pack(
 
     options = _Options(format, short_side, quality, enlarge)
     workers = min(len(manifest), available_cores() if workers is None else workers)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        with open(unfinished, "wb") as file:
+        with written_whole(output) as unfinished, unfinished.open("wb") as file:
             report = _write(file, manifest, output, options, workers, on_error == "skip", progress)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, output)
+    except ChildProcessError:  # a kind of OSError that does not concern the file
+        raise
     except OSError as error:
         raise ValueError(
             f"{output}: cannot be written ({error.strerror or error}); choose a folder that exists, that you "
             "may write to and that has room"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
     return report
 
 
