@@ -6,7 +6,6 @@ weights. A training run's folder is such a folder, with the run's account beside
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -24,7 +23,7 @@ from torch import nn
 
 from clipwise.config import ModelConfig, ViewsConfig, section_from_json
 from clipwise.data.manifest import class_list_hash
-from clipwise.files import write_json, written_whole
+from clipwise.files import file_sha256, write_json, written_whole
 from clipwise.models.registry import create_model
 from clipwise.models.resnet import ResNet
 from clipwise.models.weights import read_state_dict
@@ -173,9 +172,7 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
             f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {_CARD} of one run together"
         )
     model.load_state_dict(state)
-    with weights.open("rb") as stream:
-        weights_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Checkpoint(model.eval(), config, classes, card.views, weights, weights_sha256)
+    return Checkpoint(model.eval(), config, classes, card.views, weights, file_sha256(weights))
 
 
 def command_line() -> str:

@@ -1,6 +1,7 @@
-"""Writing files whole or not at all."""
+"""Small things done with files in several places; above all, writing them whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["portable_path", "write_json", "written_whole"]
+__all__ = ["file_sha256", "portable_path", "write_json", "written_whole"]
 
 
 @contextlib.contextmanager
@@ -39,3 +40,9 @@ def portable_path(path: Path, start: Path) -> str:
         return os.path.relpath(path, start)
     except ValueError:
         return os.path.abspath(path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -222,6 +222,13 @@ class Manifest:
         columns = {**self._columns, "split": np.array([split.encode() for split in splits])}
         return Manifest(self.source, self.root, self.classes, columns, self.ignored, self._pack)
 
+    def with_classes(self, classes: Sequence[str]) -> Manifest:
+        """The same rows, labelled by another class list that holds this one's names, in whatever order."""
+        place = {name: index for index, name in enumerate(classes)}
+        indices = np.array([place[name] for name in self.classes], np.int64)
+        columns = {**self._columns, "label": indices[self.labels]}
+        return Manifest(self.source, self.root, tuple(classes), columns, self.ignored, self._pack)
+
     def open(self, index: int) -> Frames:
         """The frames of item ``index``, cut to its segment. Raises DecodeError for an unreadable video."""
         item = self[index]

@@ -122,7 +122,7 @@ def _videos(
             f"the checkpoint knows {len(trained.classes)}: {', '.join(trained.classes[:5])} …"
         )
     # The same names in another order, or some of them, are one and the same by name.
-    manifest = Manifest.read(manifest.source, classes=trained.classes)
+    manifest = manifest.with_classes(trained.classes)
     if split is not None:
         return manifest.select(split), split
     usual = run.config.data.validation_split if run else "val"

@@ -69,8 +69,8 @@ _MODELS = {
 
 
 def _keywords(function: Callable[..., Any]) -> set[str]:
-    kinds = (inspect.Parameter.KEYWORD_ONLY,)
-    return {name for name, value in inspect.signature(function).parameters.items() if value.kind in kinds}
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _check_types(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:

@@ -115,17 +115,15 @@ class _BasicBlock(_Block):
         self,
         in_channels: int,
         width: int,
-        stride: int,
+        strides: tuple[int, int],
         downsample: nn.Module | None,
-        caffe_stride: bool,
         slot: Slot,
     ) -> None:
-        del caffe_stride  # a bottleneck's
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, strides[0], padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = slot.conv2 or nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = slot.conv2 or nn.Conv2d(width, width, 3, strides[1], padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = downsample
         self._fill(slot)
@@ -146,17 +144,15 @@ class _Bottleneck(_Block):
         self,
         in_channels: int,
         width: int,
-        stride: int,
+        strides: tuple[int, int],
         downsample: nn.Module | None,
-        caffe_stride: bool,
         slot: Slot,
     ) -> None:
         super().__init__()
-        first, second = (stride, 1) if caffe_stride else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, strides[0], bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = slot.conv2 or nn.Conv2d(width, width, 3, second, padding=1, bias=False)
+        self.conv2 = slot.conv2 or nn.Conv2d(width, width, 3, strides[1], padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
@@ -229,8 +225,8 @@ class ResNet(nn.Module):
             layer = nn.ModuleList()
             for index in range(count):
                 stride = 2 if stage > 2 and index == 0 else 1
-                stride_of_conv2 = stride if kind == "bottleneck" and not caffe_stride else 1
-                spec = BlockSpec(stage, index, channels, width, stride_of_conv2)
+                strides = (1, stride) if kind == "bottleneck" and not caffe_stride else (stride, 1)
+                spec = BlockSpec(stage, index, channels, width, strides[1])
                 slot = temporal(spec) if temporal and (stage, index) in chosen else Slot()
                 downsample = None
                 if stride != 1 or channels != width * block.expansion:
@@ -238,7 +234,7 @@ class ResNet(nn.Module):
                         nn.Conv2d(channels, width * block.expansion, 1, stride, bias=False),
                         nn.BatchNorm2d(width * block.expansion),
                     )
-                layer.append(block(channels, width, stride, downsample, caffe_stride, slot))
+                layer.append(block(channels, width, strides, downsample, slot))
                 channels = width * block.expansion
             self.add_module(f"layer{stage - 1}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -1,6 +1,5 @@
 """Loading weights into a network: ImageNet files, this project's checkpoints, and the account of what happened."""
 
-import hashlib
 import http.client
 import os
 import pickle
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clipwise.files import written_whole
+from clipwise.files import file_sha256, written_whole
 
 __all__ = ["LoadReport", "imagenet_file", "load_weights", "read_state_dict"]
 
@@ -99,8 +98,7 @@ def imagenet_file(backbone: str) -> Path:
 
 
 def _check_hash(file: Path, digits: str) -> None:
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_sha256(file)
     if not found.startswith(digits):
         raise ValueError(
             f"{file}: SHA-256 begins with {found[:8]}, not {digits}: damaged or cut short; delete it and try again"
@@ -157,8 +155,6 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
     """
     path = imagenet_file(name.rsplit("_", 1)[1]) if source == "imagenet" else Path(source)
     state = read_state_dict(path)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
     derived: dict[str, Tensor] = {}
@@ -199,7 +195,7 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
     counters = "num_batches_tracked"  # absent from many files and of no consequence
     return LoadReport(
         source=str(path),
-        sha256=digest,
+        sha256=file_sha256(path),
         matched=tuple(loaded),
         derived=tuple(derived),
         new=tuple(k for k in own if k not in loaded and k not in derived and not k.endswith(counters)),

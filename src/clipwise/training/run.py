@@ -45,7 +45,6 @@ from clipwise.training.resume import (
     save_state,
     signals_restored,
 )
-from clipwise.training.schedule import learning_rate
 from clipwise.training.task import ClassificationTask
 
 __all__ = ["Reporter", "RunResult", "RunStart", "split_manifest", "train"]
@@ -402,7 +401,7 @@ class _Run(pl.Callback):
         batch_idx: int,
     ) -> None:
         clips, loss = len(batch["label"]), float(outputs["loss"])
-        rate = learning_rate(self.config.training, self.task.step, self.sampler.steps_per_epoch)
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         self.loss_sum += loss * clips
         self.clips += clips
         self.task.step += 1
