@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["fold", "motion_difference", "shift", "temporal_conv", "unfold"]
+__all__ = ["fold", "motion_difference", "shift", "temporal_conv", "temporal_pool", "unfold"]
 
 
 def fold(x_NTCHW: Tensor) -> Tensor:
@@ -94,3 +94,27 @@ def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor) -> Tensor
     reference = reference_NTCHW.permute(0, 1, 3, 4, 2)
     difference = features[:, 1:] - reference[:, :-1]
     return F.pad(difference, (0, 0, 0, 0, 0, 0, 0, 1)).permute(0, 1, 4, 2, 3)
+
+
+def temporal_pool(x_NTCHW: Tensor, kind: str) -> Tensor:
+    """(N, T, C, H, W) → (N, T/2, C, H, W): pooling over time, kernel 3, stride 2, the clip's outside left out.
+
+    ``kind`` is ``"max"`` or ``"average"``. T must be even. Source: Deep Analysis (CVPR 2021), section 3.
+
+    Raises:
+        ValueError: for another kind, or an odd T.
+    """
+    if kind not in ("max", "average"):
+        raise ValueError(f"temporal pooling is 'max' or 'average', got {kind!r}")
+    if x_NTCHW.shape[1] % 2:
+        raise ValueError(f"temporal pooling halves the frames, and {x_NTCHW.shape[1]} is odd; take an even number")
+    x_NTHWC = x_NTCHW.permute(0, 1, 3, 4, 2)
+    now, after = x_NTHWC[:, 0::2], x_NTHWC[:, 1::2]
+    before = after[:, :-1]
+    if kind == "max":
+        pair = torch.maximum(now, after)
+        pooled = torch.cat((pair[:, :1], torch.maximum(pair[:, 1:], before)), dim=1)
+    else:
+        pair = now + after
+        pooled = torch.cat((pair[:, :1] / 2, (pair[:, 1:] + before) / 3), dim=1)
+    return pooled.permute(0, 1, 4, 2, 3)

@@ -1,5 +1,6 @@
 """Networks by name: ``<module>_<backbone>``, with options as keywords."""
 
+import difflib
 import fnmatch
 import inspect
 import logging
@@ -9,31 +10,31 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from clipwise.models.network import ModelEntry, ModuleEntry, VideoNetwork, pooling_kind
 from clipwise.models.placement import placed_in
-from clipwise.models.resnet import ResNet, Slot, resnet_depths
-from clipwise.models.temporal.stc import stc
-from clipwise.models.temporal.stm import stm
-from clipwise.models.temporal.stw import stw
-from clipwise.models.temporal.tam import tam
-from clipwise.models.temporal.tsm import tsm
+from clipwise.models.resnet import ResNet, resnet_depths
+from clipwise.models.temporal import stc, stm, stw, tam, tsm
 from clipwise.models.weights import load_weights
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_models", "model_entry"]
 
 _log = logging.getLogger(__name__)
 
-_TEMPORAL: dict[str, Callable[..., Slot] | None] = {
-    "tsn": None,
-    "tsm": tsm,
-    "tam": tam,
-    "stm": stm,
-    "stc": stc,
-    "stc_light": partial(stc, reduction=4),
-    "stw": stw,
+# Temporal modules that fill the slots of residual blocks; `tsn` fills none.
+_MODULES: dict[str, ModuleEntry] = {
+    "tsn": ModuleEntry(None, "Wang et al. 2016, TSN"),
+    **tsm.MODULES,
+    **tam.MODULES,
+    **stm.MODULES,
+    **stc.MODULES,
+    **stw.MODULES,
 }
 
+# Families with networks of their own.
+_FAMILIES: tuple[dict[str, ModelEntry], ...] = ()
 
-def _build(
+
+def _resnet(
     module: str,
     depth: int,
     *,
@@ -42,30 +43,39 @@ def _build(
     dropout: float = 0.5,
     stages: Sequence[int] = (2, 3, 4, 5),
     placement: str | None = None,
+    temporal_pooling: bool | str = False,
     caffe_stride: bool = False,
     base_width: int = 64,
     **module_options: Any,
 ) -> ResNet:
     # TSM's authors shift every other block once a stage is as long as ResNet-101's conv4_x.
     usual = "alternate" if module == "tsm" and depth >= 101 else "all"
-    temporal = _TEMPORAL[module]
+    slot = _MODULES[module].slot
     return ResNet(
         depth,
         num_classes=num_classes,
         num_frames=num_frames,
-        temporal=partial(temporal, **module_options) if temporal else None,
+        temporal=partial(slot, **module_options) if slot else None,
         placed=placed_in(stages, placement or usual),
+        temporal_pooling=pooling_kind(temporal_pooling),
         dropout=dropout,
         caffe_stride=caffe_stride,
         base_width=base_width,
     )
 
 
-_MODELS = {
-    f"{module}_resnet{depth}": (module, partial(_build, module, depth))
-    for module in _TEMPORAL
+_MODELS: dict[str, ModelEntry] = {
+    f"{module}_resnet{depth}": ModelEntry(
+        partial(_resnet, module, depth),
+        entry.paper,
+        options_of=(_resnet,) if entry.slot is None else (_resnet, entry.slot),
+        image_backbone=f"resnet{depth}",
+    )
+    for module, entry in _MODULES.items()
     for depth in resnet_depths()
 }
+for _family in _FAMILIES:
+    _MODELS |= _family
 
 
 def _keywords(function: Callable[..., Any]) -> set[str]:
@@ -97,24 +107,42 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
+def model_entry(name: str) -> ModelEntry:
+    """What is registered under a name.
+
+    Raises:
+        ValueError: if nothing is; the message gives the nearest names.
+    """
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, n=6, cutoff=0.6)
+        raise ValueError(
+            f"no network is called {name!r}; "
+            + (f"near it: {', '.join(near)}" if near else "`clipwise models` lists them all")
+        )
+    return _MODELS[name]
+
+
 def create_model(
     name: str,
     *,
     num_classes: int,
-    num_frames: int = 8,
+    num_frames: int | None = None,
     weights: str | Path | None = None,
+    reset_head: bool = False,
     **options: Any,
-) -> ResNet:
+) -> VideoNetwork:
     """Build a network by name.
 
     Args:
         name: one of :func:`list_models`.
         num_classes: classes of its head.
-        num_frames: T, frames a clip.
+        num_frames: T, frames a clip; the network's usual number when None, which is 8 unless ``clipwise models`` says
+            otherwise.
         weights: ``"imagenet"`` for torchvision's file, or the path of a weight file; what matched is logged.
-        options: for every network ``dropout`` (0.5), ``stages`` ((2, 3, 4, 5)), ``placement`` (see
-            :mod:`clipwise.models.placement`), ``caffe_stride`` (False), ``base_width`` (64); besides them the
-            keywords of the temporal module, such as STC's ``alpha`` or STM's ``modules``.
+        reset_head: leave the file's head where it has another number of classes, which is refused otherwise.
+        options: for every network ``dropout`` (0.5); besides it the keywords of its family (``stages``, ``placement``,
+            ``temporal_pooling``, ``base_width`` …) and of its temporal module, such as STC's ``alpha`` or STM's
+            ``modules``.
 
     Returns:
         A network that maps (N, T, 3, H, W) float to (N, num_classes) logits.
@@ -122,24 +150,18 @@ def create_model(
     Raises:
         ValueError: for a name, option or value that does not exist, or a weight file that does not fit.
     """
-    if name not in _MODELS:
-        near = fnmatch.filter(_MODELS, f"*{name.split('_')[0]}*")
-        raise ValueError(
-            f"no network is called {name!r}; "
-            + (f"near it: {', '.join(sorted(near))}" if near else "`clipwise models` lists them all")
-        )
-    module, build = _MODELS[name]
-    temporal = _TEMPORAL[module]
-    known = _keywords(_build) | (_keywords(temporal) if temporal else set())
+    entry = model_entry(name)
+    functions = entry.options_of or (entry.build,)
+    known = set().union(*(_keywords(function) for function in functions)) - {"num_classes", "num_frames"}
     unknown = sorted(set(options) - known)
     if unknown:
-        takes = ", ".join(sorted(known - {"num_classes", "num_frames"}))
-        raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {takes}")
-    for function in (_build, temporal):
-        if function is not None:
-            _check_types(name, function, options)
-    model: ResNet = build(num_classes=num_classes, num_frames=num_frames, **options)
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
+    for function in functions:
+        _check_types(name, function, options)
+    model = entry.build(
+        num_classes=num_classes, num_frames=entry.num_frames if num_frames is None else num_frames, **options
+    )
     if weights is not None:
-        report = load_weights(model, weights, name=name)
+        report = load_weights(model, weights, name=name, image_backbone=entry.image_backbone, reset_head=reset_head)
         _log.info("%s", report)
     return model

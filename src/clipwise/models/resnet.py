@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101 over clips, with one slot per residual block for a temporal module.
+"""ResNet-18/34/50/101/152 over clips, with one slot per residual block for a temporal module.
 
 He et al., *Deep residual learning for image recognition* (2016), in torchvision's v1.5 form: the stride of a
 bottleneck is in its 3×3. The state-dict keys are torchvision's (``conv1.weight``, ``layer1.0.conv1.weight``,
@@ -7,22 +7,26 @@ the module's own name (``layer1.0.cmm.reduce.weight``). ``caffe_stride=True`` pu
 
 A block has four places, and a temporal module fills those it needs (:class:`Slot`)::
 
-    x ──┬─ before ─ conv1·bn1·relu ─ y ─ inner ─ conv2·bn2·relu ─ s ─ merge(s, y) ─ conv3·bn3 ─┬─ + ─ relu
+    x ──┬─ before ─ conv1·bn1·relu ─ y ─ inner ─ conv2·bn2·relu ─ s ─ merge(s, y) ─ conv3·bn3 ─ + ─ relu ─ after
         └────────────────────────────────── shortcut ──────────────────────────────────────────┘
 
 A basic block has no conv3: its bn2 has no ReLU, and ``merge`` stands before the addition.
+
+Temporal pooling (Deep Analysis, section 3) halves the frames after stages 2, 3 and 4.
 
 The head is dropout and one ``fc`` per frame; the clip's logits are the mean of its frames'. ``fc`` starts at
 N(0, 0.001), bias 0.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from clipwise.ops import fold, unfold
+from clipwise.models.network import VideoNetwork
+from clipwise.ops import fold, temporal_pool, unfold
 
 __all__ = ["BlockSpec", "ResNet", "Slot", "TemporalModule", "resnet_depths"]
 
@@ -31,6 +35,7 @@ _LAYERS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
     101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
 }
 
 
@@ -53,6 +58,10 @@ class BlockSpec:
     """Channels between conv1 and conv2: a bottleneck's inner width, a basic block's output."""
     stride: int
     """Spatial stride of conv2."""
+    num_frames: int
+    """T where the block stands; temporal pooling may have halved it."""
+    out_channels: int
+    """Channels of the block's output."""
 
 
 class TemporalModule(nn.Module):
@@ -74,6 +83,8 @@ class Slot:
     """In place of conv2: maps (N, T, width, H, W) to (N, T, width, H/stride, W/stride), without bias or BN."""
     merge: TemporalModule | None = None
     """Joins the second convolution's normalised output s with its input y: ``forward(s, y)``, shaped as s."""
+    after: TemporalModule | None = None
+    """On the block's output."""
 
 
 class _Block(nn.Module):
@@ -133,8 +144,8 @@ class _BasicBlock(_Block):
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.relu(self.bn1(self.conv1(self._apply_at("before", x, frames))))
         s = self.bn2(self._conv2(self._apply_at("inner", y, frames), frames))
-        out: Tensor = self.relu(self._merge(s, y, frames) + shortcut)
-        return out
+        out = self.relu(self._merge(s, y, frames) + shortcut)
+        return self._apply_at("after", out, frames)
 
 
 class _Bottleneck(_Block):
@@ -164,19 +175,20 @@ class _Bottleneck(_Block):
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.relu(self.bn1(self.conv1(self._apply_at("before", x, frames))))
         s = self.relu(self.bn2(self._conv2(self._apply_at("inner", y, frames), frames)))
-        out: Tensor = self.relu(self.bn3(self.conv3(self._merge(s, y, frames))) + shortcut)
-        return out
+        out = self.relu(self.bn3(self.conv3(self._merge(s, y, frames))) + shortcut)
+        return self._apply_at("after", out, frames)
 
 
-class ResNet(nn.Module):
+class ResNet(VideoNetwork):
     """A ResNet over clips whose blocks carry temporal modules.
 
     Args:
-        depth: 18, 34, 50 or 101.
+        depth: 18, 34, 50, 101 or 152.
         num_classes: outputs of ``fc``.
         num_frames: T of a clip; the forward pass refuses another.
         temporal: gives the :class:`Slot` of a block, or None for a network without temporal modules.
         placed: which of the blocks get the temporal module; all when None.
+        temporal_pooling: ``"max"`` or ``"average"`` over time (kernel 3, stride 2) after stages 2, 3 and 4, or None.
         dropout: probability before ``fc``.
         caffe_stride: stride of a bottleneck on its first 1×1 instead of the 3×3.
         base_width: channels of the stem and of the first stage's blocks, 64 in the papers.
@@ -184,6 +196,8 @@ class ResNet(nn.Module):
     Raises:
         ValueError: for a depth, frame count, class count or width that cannot be built.
     """
+
+    image_keys = re.compile(r"(layer\d\.\d+\.)?(conv\d|bn\d|downsample\.\d)\.(weight|bias|running_mean|running_var)")
 
     def __init__(
         self,
@@ -193,23 +207,24 @@ class ResNet(nn.Module):
         num_frames: int,
         temporal: Callable[[BlockSpec], Slot] | None = None,
         placed: Callable[[list[tuple[int, int]]], set[tuple[int, int]]] | None = None,
+        temporal_pooling: str | None = None,
         dropout: float = 0.5,
         caffe_stride: bool = False,
         base_width: int = 64,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            num_classes=num_classes,
+            num_frames=num_frames,
+            dropout=dropout,
+            temporal_pooling=temporal_pooling is not None,
+        )
         if depth not in _LAYERS:
             raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, _LAYERS))}")
-        for name, value in (("num_classes", num_classes), ("num_frames", num_frames)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if base_width < 16 or base_width % 16:
             raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
         if caffe_stride and _LAYERS[depth][0] == "basic":
             raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        self.num_frames = num_frames
+        self.temporal_pooling = temporal_pooling
         kind, blocks = _LAYERS[depth]
         block: type[_BasicBlock | _Bottleneck] = _BasicBlock if kind == "basic" else _Bottleneck
         self.conv1 = nn.Conv2d(3, base_width, 7, 2, padding=3, bias=False)
@@ -219,36 +234,32 @@ class ResNet(nn.Module):
 
         positions = [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
         chosen = set(positions) if placed is None else placed(positions)
-        channels = base_width
+        channels, frames = base_width, num_frames
         for stage, count in enumerate(blocks, start=2):
             width = base_width * 2 ** (stage - 2)
+            out_channels = width * block.expansion
             layer = nn.ModuleList()
             for index in range(count):
                 stride = 2 if stage > 2 and index == 0 else 1
                 strides = (1, stride) if kind == "bottleneck" and not caffe_stride else (stride, 1)
-                spec = BlockSpec(stage, index, channels, width, strides[1])
+                spec = BlockSpec(stage, index, channels, width, strides[1], frames, out_channels)
                 slot = temporal(spec) if temporal and (stage, index) in chosen else Slot()
                 downsample = None
-                if stride != 1 or channels != width * block.expansion:
+                if stride != 1 or channels != out_channels:
                     downsample = nn.Sequential(
-                        nn.Conv2d(channels, width * block.expansion, 1, stride, bias=False),
-                        nn.BatchNorm2d(width * block.expansion),
+                        nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
                     )
                 layer.append(block(channels, width, strides, downsample, slot))
-                channels = width * block.expansion
+                channels = out_channels
             self.add_module(f"layer{stage - 1}", layer)
+            if temporal_pooling is not None:
+                frames //= 2
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
-            # Exactly nn.Conv2d: a temporal module's own layers have the start that its paper gives them.
-            if type(module) is nn.Conv2d:
+            # Exactly these: a temporal module's own layers have the start that its paper gives them.
+            if type(module) in (nn.Conv2d, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.fc.weight, std=0.001)
-        nn.init.zeros_(self.fc.bias)
+        self._make_head(channels)
 
     def blocks(self) -> Iterator[nn.Module]:
         """The residual blocks in order."""
@@ -256,26 +267,15 @@ class ResNet(nn.Module):
             yield from getattr(self, f"layer{stage}")
 
     def forward_features(self, clips: Tensor) -> Tensor:
-        """(N, T, 3, H, W) → (N, T, C): each frame's pooled features.
-
-        Raises:
-            ValueError: if the input is not five-dimensional, T is not ``num_frames``, or there are not 3 channels.
-        """
-        if clips.ndim != 5 or clips.shape[2] != 3:
-            raise ValueError(f"expected clips of shape (N, T, 3, H, W), got {tuple(clips.shape)}")
-        frames = clips.shape[1]
-        if frames != self.num_frames:
-            raise ValueError(
-                f"this network was made for {self.num_frames} frames a clip, got {frames}: sample "
-                f"{self.num_frames}, or create the model with num_frames={frames}"
-            )
+        """(N, T, 3, H, W) → (N, T', C): each frame's pooled features; T' is T, or T/8 with temporal pooling."""
+        self.check_clips(clips)
+        frames = self.num_frames
         x = fold(clips).contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for block in self.blocks():
-            x = block(x, frames)
+        for stage in range(1, 5):
+            for block in getattr(self, f"layer{stage}"):
+                x = block(x, frames)
+            if self.temporal_pooling is not None and stage < 4:
+                x = fold(temporal_pool(unfold(x, frames), self.temporal_pooling))
+                frames //= 2
         return unfold(self.avgpool(x).flatten(1), frames)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """(N, T, 3, H, W) float → (N, num_classes) logits."""
-        logits: Tensor = self.fc(self.dropout(self.forward_features(clips)))
-        return logits.mean(dim=1)

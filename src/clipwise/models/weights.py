@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipwise.files import file_sha256, written_whole
+from clipwise.models.network import VideoNetwork, inflate
 
 __all__ = ["LoadReport", "imagenet_file", "load_weights", "read_state_dict"]
 
@@ -24,12 +25,11 @@ _IMAGENET = {
     "resnet34": "resnet34-b627a593.pth",
     "resnet50": "resnet50-0676ba61.pth",
     "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
+    "googlenet": "googlenet-1378be20.pth",
+    "mobilenet_v2": "mobilenet_v2-b0353104.pth",
 }
 _IMAGENET_ADDRESS = "https://download.pytorch.org/models/"
-
-
-# What an image network and its temporal descendants share.
-_IMAGE_PART = re.compile(r"(layer\d\.\d+\.)?(conv\d|bn\d|downsample\.\d)\.(weight|bias|running_mean|running_var)")
 
 
 @dataclass(frozen=True)
@@ -137,31 +137,47 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return content
 
 
-def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadReport:
+def load_weights(
+    model: VideoNetwork,
+    source: str | Path,
+    *,
+    name: str,
+    image_backbone: str | None = None,
+    reset_head: bool = False,
+) -> LoadReport:
     """Load what fits of a weight file into a network, and say what did.
 
-    ``fc`` is loaded where its shape fits and counts as left otherwise, so that an ImageNet file starts a network of
-    other classes. The image network's part must match whole: a file that lacks some of it, has more blocks, or other
-    shapes is another network's.
+    2D kernels are inflated where the network's are 3D; a module that replaces an image convolution by smaller ones
+    takes its parts. The image network's part must match whole: a file that lacks some of it, has more blocks, or other
+    shapes is another network's. A head of ImageNet's 1000 classes is left in the file.
 
     Args:
         model: the network, changed in place.
         source: ``"imagenet"`` or a path.
-        name: the network's registered name; its backbone picks the ImageNet file.
+        name: the network's registered name, for messages.
+        image_backbone: whose ImageNet file ``"imagenet"`` means.
+        reset_head: leave the file's head where it has another number of classes.
 
     Raises:
-        ValueError: if the file cannot be read, or is another network's.
+        ValueError: if the file cannot be read, is another network's, or has another number of classes.
         ConnectionError: see :func:`imagenet_file`.
     """
-    path = imagenet_file(name.rsplit("_", 1)[1]) if source == "imagenet" else Path(source)
-    state = read_state_dict(path)
+    if source == "imagenet":
+        if image_backbone is None:
+            raise ValueError(
+                f"{name} has no ImageNet start: its authors train it from random weights; leave weights out"
+            )
+        path = imagenet_file(image_backbone)
+    else:
+        path = Path(source)
+    state = model.from_image(read_state_dict(path))
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
     derived: dict[str, Tensor] = {}
     sources: set[str] = set()
     for module_name, module in model.named_modules():
         key = f"{module_name}.weight"
-        if hasattr(module, "from_image_conv") and key in state:
+        if hasattr(module, "from_image_conv") and key in state and key not in own:
             parts = module.from_image_conv(state[key])
             derived |= {f"{module_name}.{part}": value for part, value in parts.items()}
             sources.add(key)
@@ -171,6 +187,9 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
             continue
         if own[key].shape == value.shape:
             loaded[key] = value
+        elif own[key].ndim == 5 and value.ndim == 4 and own[key][:, :, 0].shape == value.shape:
+            derived[key] = inflate(value, own[key].shape)
+            sources.add(key)
         elif not key.startswith("fc."):
             wrong.append(f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}")
     if wrong:
@@ -178,12 +197,17 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
             f"{path}: {len(wrong)} tensors have other shapes than {name}'s, the first {wrong[0]}; "
             "the file belongs to another network or width"
         )
-    if not any(key.endswith("conv1.weight") for key in loaded):
+    if not any(model.image_keys.fullmatch(key) or key not in derived for key in loaded):
         some = ", ".join(list(state)[:3])
         raise ValueError(f"{path}: nothing in it matches {name}; its keys begin {some} – is it another network's?")
-    lacking = [key for key in own if _IMAGE_PART.fullmatch(key) and key not in loaded]
-    lacking += [key for key in own if key.endswith("conv2.spatial.weight") and key not in loaded and key not in derived]
-    surplus = [key for key in state if _IMAGE_PART.fullmatch(key) and key not in loaded and key not in sources]
+    if "fc.weight" in state and "fc.weight" not in loaded and len(state["fc.weight"]) != 1000 and not reset_head:
+        raise ValueError(
+            f"{path}: its head has {len(state['fc.weight'])} classes, {name} here {model.num_classes}; to keep the "
+            "rest and start a new head, say so: --reset-head, or reset_head=True in Python"
+        )
+    filled = {*loaded, *derived}
+    lacking = [key for key in own if model.image_keys.fullmatch(key) and key not in filled]
+    surplus = [key for key in state if model.image_keys.fullmatch(key) and key not in loaded and key not in sources]
     if lacking or surplus:
         raise ValueError(
             f"{path}: not the weights of {name}'s image network: {len(lacking)} of its tensors are missing and "
@@ -198,7 +222,7 @@ def load_weights(model: nn.Module, source: str | Path, *, name: str) -> LoadRepo
         sha256=file_sha256(path),
         matched=tuple(loaded),
         derived=tuple(derived),
-        new=tuple(k for k in own if k not in loaded and k not in derived and not k.endswith(counters)),
+        new=tuple(k for k in own if k not in filled and not k.endswith(counters)),
         left=tuple(
             k for k in state if k not in loaded and (k not in sources or not derived) and not k.endswith(counters)
         ),

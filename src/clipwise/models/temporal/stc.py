@@ -16,14 +16,17 @@ Weights: S_T's 3×3 starts from the image network's ``conv2.weight[:αC, :αC]``
 no counterpart starts random: Kaiming for T_S's convolution, PyTorch's default for the gates.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from clipwise import ops
+from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot
 from clipwise.models.temporal.layers import TemporalConv, shift_groups
 
-__all__ = ["SpatialTemporalChannels", "stc"]
+__all__ = ["MODULES", "SpatialTemporalChannels", "stc"]
 
 
 class _TemporalGate(nn.Module):
@@ -166,3 +169,9 @@ def stc(
             sr=sr,
         )
     )
+
+
+MODULES = {
+    "stc": ModuleEntry(stc, "Hao et al. 2022, STC"),
+    "stc_light": ModuleEntry(partial(stc, reduction=4), "Hao et al. 2022, STC"),
+}

@@ -26,10 +26,11 @@ Weights: ``conv2`` keeps the image network's key; ``cstm.weight``, ``cmm.reduce`
 from torch import Tensor, nn
 
 from clipwise import ops
+from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
 from clipwise.models.temporal.layers import TemporalConv
 
-__all__ = ["ChannelwiseMotion", "ChannelwiseTemporal", "stm"]
+__all__ = ["MODULES", "ChannelwiseMotion", "ChannelwiseTemporal", "stm"]
 
 
 class ChannelwiseTemporal(TemporalConv, TemporalModule):
@@ -87,3 +88,6 @@ def stm(block: BlockSpec, *, modules: str = "both", temporal_conv: str = "channe
         inner=None if modules == "cmm" else ChannelwiseTemporal(block.width, channelwise=channelwise),
         merge=None if modules == "cstm" else ChannelwiseMotion(block.width, block.stride),
     )
+
+
+MODULES = {"stm": ModuleEntry(stm, "Jiang et al. 2019, STM")}

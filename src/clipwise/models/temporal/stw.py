@@ -21,10 +21,11 @@ Weights: ``conv2.weight`` is the image network's; ``conv2.twm.weight`` is new.
 from torch import Tensor, nn
 
 from clipwise import ops
+from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot
 from clipwise.models.temporal.layers import TemporalConv
 
-__all__ = ["SpatioTemporalWeights", "stw"]
+__all__ = ["MODULES", "SpatioTemporalWeights", "stw"]
 
 
 class SpatioTemporalWeights(nn.Conv2d):
@@ -51,3 +52,6 @@ class SpatioTemporalWeights(nn.Conv2d):
 def stw(block: BlockSpec) -> Slot:
     """STFM and TWM in place of conv2."""
     return Slot(conv2=SpatioTemporalWeights(block.width, block.stride))
+
+
+MODULES = {"stw": ModuleEntry(stw, "Cai, STW")}

@@ -14,10 +14,11 @@ Not the temporal *adaptive* module of another paper with the same acronym.
 
 from torch import Tensor, nn
 
+from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
 from clipwise.models.temporal.layers import TemporalConv
 
-__all__ = ["TemporalAggregation", "tam"]
+__all__ = ["MODULES", "TemporalAggregation", "tam"]
 
 
 class TemporalAggregation(TemporalModule):
@@ -40,3 +41,6 @@ class TemporalAggregation(TemporalModule):
 def tam(block: BlockSpec) -> Slot:
     """A temporal aggregation module before conv1."""
     return Slot(before=TemporalAggregation(block.in_channels))
+
+
+MODULES = {"tam": ModuleEntry(tam, "Chen et al. 2021, Deep Analysis")}

@@ -15,10 +15,11 @@ they are, the directions being the same.
 from torch import Tensor
 
 from clipwise import ops
+from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
 from clipwise.models.temporal.layers import shift_groups
 
-__all__ = ["TemporalShift", "tsm"]
+__all__ = ["MODULES", "TemporalShift", "tsm"]
 
 
 class TemporalShift(TemporalModule):
@@ -38,3 +39,6 @@ class TemporalShift(TemporalModule):
 def tsm(block: BlockSpec) -> Slot:
     """A shift before conv1."""
     return Slot(before=TemporalShift(block.in_channels))
+
+
+MODULES = {"tsm": ModuleEntry(tsm, "Lin et al. 2019, TSM")}

@@ -1,0 +1,152 @@
+"""What every network of this library is, and how a family of networks registers itself."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ModelEntry", "ModuleEntry", "VideoNetwork", "inflate", "pooling_kind"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5)
+
+
+class VideoNetwork(nn.Module):
+    """Clips in, logits out.
+
+    A subclass builds its layers, calls :meth:`_make_head` last and defines :meth:`forward_features`.
+
+    Args:
+        num_classes: outputs of ``fc``.
+        num_frames: T of a clip; the forward pass refuses another.
+        dropout: probability before ``fc``.
+        temporal_pooling: whether the network halves T three times, which not every T allows.
+
+    Raises:
+        ValueError: for a count or probability out of range, or a T that cannot be halved three times where it must.
+    """
+
+    image_keys: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
+    """The state-dict keys that an image file of this network's backbone must fill; none where there is no such file."""
+
+    min_size: ClassVar[int] = 32
+    """Pixels of the shortest side that the network can take."""
+
+    def __init__(
+        self, *, num_classes: int, num_frames: int, dropout: float = 0.5, temporal_pooling: bool = False
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("num_frames", num_frames)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if temporal_pooling and num_frames % 8:
+            below, above = num_frames // 8 * 8, (num_frames // 8 + 1) * 8
+            raise ValueError(
+                f"temporal pooling halves the frames three times, so num_frames must be a multiple of 8, "
+                f"got {num_frames}; take {f'{below} or ' if below else ''}{above}, or leave temporal_pooling out"
+            )
+        self.num_frames = num_frames
+        self.num_classes = num_classes
+        self.dropout = nn.Dropout(dropout)
+
+    def _make_head(self, channels: int) -> None:
+        """Add ``fc``, which starts at N(0, 0.001), bias 0."""
+        self.fc = nn.Linear(channels, self.num_classes)
+        nn.init.normal_(self.fc.weight, std=0.001)
+        nn.init.zeros_(self.fc.bias)
+
+    def check_clips(self, clips: Tensor) -> None:
+        """Refuse what is no batch of clips for this network.
+
+        Raises:
+            ValueError: if the input is not (N, T, 3, H, W), T is not ``num_frames``, or the image is too small.
+        """
+        if clips.ndim != 5 or clips.shape[2] != 3:
+            raise ValueError(f"expected clips of shape (N, T, 3, H, W), got {tuple(clips.shape)}")
+        frames, height, width = clips.shape[1], clips.shape[3], clips.shape[4]
+        if frames != self.num_frames:
+            raise ValueError(
+                f"this network was made for {self.num_frames} frames a clip, got {frames}: sample "
+                f"{self.num_frames}, or create the model with num_frames={frames}"
+            )
+        if min(height, width) < self.min_size:
+            raise ValueError(
+                f"this network needs images of at least {self.min_size}×{self.min_size} pixels, got {height}×{width}: "
+                "resize them"
+            )
+
+    def forward_features(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) → (N, T', C): pooled features for each time step that is left at the network's end."""
+        raise NotImplementedError
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) float → (N, num_classes) logits: the mean over the time steps of ``fc`` of each."""
+        logits: Tensor = self.fc(self.dropout(self.forward_features(clips)))
+        return logits.mean(dim=1)
+
+    def from_image(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """An image network's state dict under this network's keys; where names differ, a family overrides this."""
+        return state
+
+    def stages(self) -> Iterator[tuple[str, nn.Module]]:
+        """The parts in the order they run, for listings: each module's output is the stage's."""
+        for name, module in self.named_children():
+            if not isinstance(module, nn.ReLU | nn.BatchNorm2d | nn.BatchNorm3d | nn.Dropout):
+                yield name, module[-1] if isinstance(module, nn.ModuleList) else module
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A registered network: how it is built, and what it takes unless told otherwise."""
+
+    build: Callable[..., VideoNetwork]
+    """Called with ``num_classes``, ``num_frames`` and the options, all keywords."""
+    paper: str
+    """Short: authors, year, title's first words."""
+    options_of: tuple[Callable[..., Any], ...] = ()
+    """Functions whose keyword-only parameters are options too (those of a temporal module)."""
+    num_frames: int = 8
+    size: int = 224
+    """Pixels of a side."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    image_backbone: str | None = None
+    """Which ImageNet file starts it (a name of ``weights.imagenet_file``), if one does."""
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """A registered temporal module: the function that fills a block's slot, and where it comes from."""
+
+    slot: Callable[..., Any] | None
+    """(BlockSpec, **options) → Slot; None adds nothing."""
+    paper: str
+
+
+def inflate(weight: Tensor, shape: torch.Size) -> Tensor:
+    """(O, I, h, w) → (O, I, k, h, w) = ``shape``: a 2D kernel repeated along time and divided by k.
+
+    A clip of identical frames then gives what the 2D network gives, wherever no padding in time is seen
+    (Carreira and Zisserman 2017; the Deep Analysis code repeats without dividing).
+    """
+    return weight.unsqueeze(2).expand(shape) / shape[2]
+
+
+def pooling_kind(temporal_pooling: bool | str) -> str | None:
+    """The option as users give it (False, True, ``"max"``, ``"average"``) → the kind of pooling, or None.
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if temporal_pooling is False:
+        return None
+    kind = "max" if temporal_pooling is True else temporal_pooling
+    if kind not in ("max", "average"):
+        raise ValueError(f"temporal_pooling must be true (max), 'max', 'average' or false, got {temporal_pooling!r}")
+    return kind
