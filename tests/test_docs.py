@@ -27,7 +27,7 @@ def test_every_command_shown_is_understood(command: str) -> None:
     _, *arguments = shlex.split(command)
     current = typer.main.get_command(app)
     context = typer.Context(current)
-    while hasattr(current, "resolve_command"):
+    while hasattr(current, "resolve_command"):  # a bare `clipwise models` lists
         _, current, arguments = current.resolve_command(context, arguments)
         context = typer.Context(current, parent=context)
     current.make_context(current.name, list(arguments), parent=context.parent)

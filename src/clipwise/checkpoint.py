@@ -25,7 +25,7 @@ from clipwise.config import ModelConfig, ViewsConfig, section_from_json
 from clipwise.data.manifest import class_list_hash
 from clipwise.files import file_sha256, write_json, written_whole
 from clipwise.models.registry import create_model
-from clipwise.models.resnet import ResNet
+from clipwise.models.network import VideoNetwork
 from clipwise.models.weights import read_state_dict
 
 __all__ = [
@@ -57,7 +57,7 @@ class Card:
 class Checkpoint:
     """A trained network and all that is needed to use it."""
 
-    model: ResNet
+    model: VideoNetwork
     """In evaluation mode, fp32, on the CPU."""
     config: ModelConfig
     classes: tuple[str, ...]

@@ -47,7 +47,7 @@ class ModelConfig:
     name: str = "stm_resnet50"
     """One of ``clipwise models``."""
     num_frames: int = 8
-    """T, frames a clip."""
+    """T, frames a clip; of a recipe that leaves it out, as many as the network usually takes."""
     weights: str | None = "imagenet"
     """Where it starts: ``imagenet``, the path of a weight file, or null for random."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class ViewsConfig:
     __pydantic_config__ = _STRICT
 
     size: int = 224
-    """Pixels of a side of the network's input, in training too."""
+    """Pixels of a side of the network's input, in training too; left out, the network's usual size."""
     crop_ratio: float = 0.875
     """Side of the centre crop as a share of the short side: 0.875 is 224 of 256. Three crops have the whole side."""
     clips: int = 1
@@ -141,7 +141,7 @@ class ViewsConfig:
     crops: Literal[1, 3] = 1
     """1: the centre. 3: along the longer side, each as high as the short side."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue in [0, 1], subtracted."""
+    """Of red, green and blue in [0, 1], subtracted; left out, what the network's own weights expect."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divided by."""
 
@@ -287,12 +287,14 @@ def override_views(views: ViewsConfig, overrides: Sequence[str]) -> ViewsConfig:
 def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:
     """Check plain values and make them a :class:`Config`; ``source`` is named in messages.
 
+    Frames, size of image, mean and std that are not given are those the network usually has.
+
     Raises:
         ValueError: naming each field that is unknown or does not fit.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    values = {name: section for name, section in values.items() if section is not None}
+    values = _with_network_defaults({name: section for name, section in values.items() if section is not None})
     try:
         return TypeAdapter(Config).validate_python(values)
     except ValidationError as error:
@@ -308,6 +310,20 @@ def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:
                     + ("" if isinstance(problem["input"], dict) else f", got {problem['input']!r}")
                 )
         raise ValueError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _with_network_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    from clipwise.models.registry import list_models, model_entry
+
+    model, views = values.get("model", {}), values.get("views", {})
+    if not isinstance(model, dict) or not isinstance(views, dict):
+        return values  # the check that follows says what is wrong
+    name = model.get("name", ModelConfig.name)
+    if name not in list_models():
+        return values
+    entry = model_entry(name)
+    usual = {"size": entry.size, "mean": entry.mean, "std": entry.std}
+    return {**values, "model": {"num_frames": entry.num_frames, **model}, "views": {**usual, **views}}
 
 
 def _fields_of(location: tuple[int | str, ...]) -> str:

@@ -7,6 +7,10 @@ tensor; 2D layers see it *folded*, ``(N·T, C, H, W)`` with time fastest inside 
 Every function keeps the channels-last layout: where a concatenation or padding is needed it happens on a view
 with the channels innermost, since PyTorch would otherwise answer with a contiguous copy, and each following
 convolution would pay for the conversion back.
+
+An operation with a ``causal`` form reads no later frame than the one it answers for. Where three frames meet, the
+causal form takes t-2, t-1 and t in the places of t-1, t and t+1, so it is the two-sided one delayed by a frame, and
+the same weights serve both.
 """
 
 from collections.abc import Sequence
@@ -15,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["fold", "motion_difference", "shift", "temporal_conv", "temporal_pool", "unfold"]
+__all__ = ["fold", "motion_difference", "running_mean", "shift", "temporal_conv", "temporal_pool", "unfold"]
 
 
 def fold(x_NTCHW: Tensor) -> Tensor:
@@ -40,11 +44,12 @@ def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
 
     ``groups`` lists ``(channels, offset)`` in channel order: frame t of the output holds, for those channels,
     frame t + offset of the input, and zeros where that lies outside the clip. The offset is +1 for the next
-    frame and -1 for the previous one. Zeros count nothing towards a network's MACs.
+    frame and -1 for the previous one. A shift counts nothing towards a network's MACs.
 
         time →   1 2 3 4
         +1       2 3 4 0
         -1       0 1 2 3
+        -2       0 0 1 2
          0       1 2 3 4
 
     Written with ``pad`` and ``cat`` rather than slice assignment, so that an ONNX export holds no ScatterND.
@@ -66,34 +71,55 @@ def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
 def _shift_time(x_NTHWC: Tensor, offset: int) -> Tensor:
     if offset == 0:
         return x_NTHWC
+    frames = x_NTHWC.shape[1]
+    offset = max(-frames, min(offset, frames))  # of a clip shorter than the offset nothing is left
     # `pad` crops where its argument is negative: one call drops the frames that leave and adds those that enter.
     return F.pad(x_NTHWC, (0, 0, 0, 0, 0, 0, -offset, offset))
 
 
-def temporal_conv(x_NTCHW: Tensor, weight: Tensor) -> Tensor:
+def temporal_conv(x_NTCHW: Tensor, weight: Tensor, *, causal: bool = False) -> Tensor:
     """(N, T, C, H, W) → (N, T, C', H, W): convolution along time, zero padding, stride 1.
 
     ``weight`` has shape (C', C / groups, k) with k odd, so it is a ``conv1d`` weight: (C, 1, 3) is channel-wise,
-    its taps in the order previous, current, next frame.
+    its taps in the order previous, current, next frame; in the causal form t-2, t-1, t.
 
     The form is a 2D convolution over (T, H·W): on a channels-last tensor this view costs no copy, and PyTorch's
     2D kernels are several times as fast on a CPU as ``conv1d`` on a permuted copy or ``conv3d``.
     """
     n, t, c, h, w = x_NTCHW.shape
+    kernel = weight.shape[-1]
     x = x_NTCHW.reshape(n, t, c, h * w).transpose(1, 2)
-    y = F.conv2d(x, weight.unsqueeze(-1), padding=(weight.shape[-1] // 2, 0), groups=c // weight.shape[1])
+    if causal:
+        x = F.pad(x, (0, 0, kernel - 1, 0))
+    y = F.conv2d(x, weight.unsqueeze(-1), padding=(0 if causal else kernel // 2, 0), groups=c // weight.shape[1])
     return y.transpose(1, 2).reshape(n, t, weight.shape[0], h, w)
 
 
-def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor) -> Tensor:
+def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor, *, causal: bool = False) -> Tensor:
     """Two (N, T, C, H, W) → (N, T, C, H, W): ``H_t = features_{t+1} - reference_t``, and ``H_T = 0``.
+
+    In the causal form ``H_t = features_t - reference_{t-1}``, and ``H_1 = 0``.
 
     Source: STM (ICCV 2019), equation 2.
     """
     features = features_NTCHW.permute(0, 1, 3, 4, 2)
     reference = reference_NTCHW.permute(0, 1, 3, 4, 2)
     difference = features[:, 1:] - reference[:, :-1]
-    return F.pad(difference, (0, 0, 0, 0, 0, 0, 0, 1)).permute(0, 1, 4, 2, 3)
+    zero_frames = (1, 0) if causal else (0, 1)
+    return F.pad(difference, (0, 0, 0, 0, 0, 0, *zero_frames)).permute(0, 1, 4, 2, 3)
+
+
+def running_mean(x_NTCHW: Tensor, window: int) -> Tensor:
+    """(N, T, C, H, W) → (N, T, C, H, W): frame t, counted from 1, is the mean of the last min(t, ``window``) frames.
+
+    The causal form of a mean over a clip of ``window`` frames; a longer clip means the same as a stream.
+    """
+    n, t, c, h, w = x_NTCHW.shape
+    x = F.pad(x_NTCHW.reshape(n, t, c, h * w).transpose(1, 2), (0, 0, window - 1, 0))
+    # A pooling sums each window anew, in single precision: a running sum would gather rounding errors in bf16.
+    mean = F.avg_pool2d(x, (window, 1), stride=1).transpose(1, 2).reshape(n, t, c, h, w)
+    frames_seen = torch.arange(1, t + 1, device=x.device).clamp(max=window)
+    return mean * (window / frames_seen).to(mean.dtype)[:, None, None, None]
 
 
 def temporal_pool(x_NTCHW: Tensor, kind: str) -> Tensor:

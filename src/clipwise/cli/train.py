@@ -33,6 +33,9 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output, as it was begun.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
+    reset_head: Annotated[
+        bool, typer.Option("--reset-head", help="Start a new head where model.weights has other classes.")
+    ] = False,
     show: Annotated[bool, typer.Option("--show-config", help="Print the configuration and stop.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON line an epoch on stdout.")] = False,
 ) -> None:
@@ -53,7 +56,14 @@ def train(
 
     with TrainingDisplay(json_lines=json_lines) as display:
         result = run(
-            data, output, recipe=recipe, overrides=overrides or (), resume=resume, overwrite=overwrite, reporter=display
+            data,
+            output,
+            recipe=recipe,
+            overrides=overrides or (),
+            resume=resume,
+            overwrite=overwrite,
+            reset_head=reset_head,
+            reporter=display,
         )
     _closing(result)
     if not result.finished:

@@ -30,8 +30,9 @@ class VideoNetwork(nn.Module):
         ValueError: for a count or probability out of range, or a T that cannot be halved three times where it must.
     """
 
-    image_keys: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
-    """The state-dict keys that an image file of this network's backbone must fill; none where there is no such file."""
+    image_keys: ClassVar[re.Pattern[str]] = re.compile(r"(?!fc\.).*(?<!num_batches_tracked)")
+    """The state-dict keys that a weight file must fill: those shared with the image network of this backbone; where
+    there is no such image network, everything but the head."""
 
     min_size: ClassVar[int] = 32
     """Pixels of the shortest side that the network can take."""
@@ -95,10 +96,10 @@ class VideoNetwork(nn.Module):
         return state
 
     def stages(self) -> Iterator[tuple[str, nn.Module]]:
-        """The parts in the order they run, for listings: each module's output is the stage's."""
+        """The parts in the order they run, for listings; of a ``ModuleList`` the last one's output is the stage's."""
         for name, module in self.named_children():
             if not isinstance(module, nn.ReLU | nn.BatchNorm2d | nn.BatchNorm3d | nn.Dropout):
-                yield name, module[-1] if isinstance(module, nn.ModuleList) else module
+                yield name, module
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from clipwise.models import resnet3d
 from clipwise.models.network import ModelEntry, ModuleEntry, VideoNetwork, pooling_kind
 from clipwise.models.placement import placed_in
 from clipwise.models.resnet import ResNet, resnet_depths
 from clipwise.models.temporal import stc, stm, stw, tam, tsm
 from clipwise.models.weights import load_weights
 
-__all__ = ["create_model", "list_models", "model_entry"]
+__all__ = ["create_model", "list_models", "model_entry", "model_options"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _MODULES: dict[str, ModuleEntry] = {
 }
 
 # Families with networks of their own.
-_FAMILIES: tuple[dict[str, ModelEntry], ...] = ()
+_FAMILIES: tuple[dict[str, ModelEntry], ...] = (resnet3d.MODELS,)
 
 
 def _resnet(
@@ -78,9 +79,14 @@ for _family in _FAMILIES:
     _MODELS |= _family
 
 
-def _keywords(function: Callable[..., Any]) -> set[str]:
+def _option_functions(entry: ModelEntry) -> tuple[Callable[..., Any], ...]:
+    return entry.options_of or (entry.build,)
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a function with their defaults."""
     parameters = inspect.signature(function).parameters.values()
-    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _check_types(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -122,6 +128,19 @@ def model_entry(name: str) -> ModelEntry:
     return _MODELS[name]
 
 
+def model_options(name: str) -> dict[str, Any]:
+    """The options that a network takes besides classes and frames, with their defaults.
+
+    Raises:
+        ValueError: see :func:`model_entry`.
+    """
+    entry = model_entry(name)
+    options: dict[str, Any] = {}
+    for function in _option_functions(entry):
+        options |= _keywords(function)
+    return {key: value for key, value in options.items() if key not in ("num_classes", "num_frames")}
+
+
 def create_model(
     name: str,
     *,
@@ -151,12 +170,11 @@ def create_model(
         ValueError: for a name, option or value that does not exist, or a weight file that does not fit.
     """
     entry = model_entry(name)
-    functions = entry.options_of or (entry.build,)
-    known = set().union(*(_keywords(function) for function in functions)) - {"num_classes", "num_frames"}
-    unknown = sorted(set(options) - known)
+    known = model_options(name)
+    unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
-    for function in functions:
+    for function in _option_functions(entry):
         _check_types(name, function, options)
     model = entry.build(
         num_classes=num_classes, num_frames=entry.num_frames if num_frames is None else num_frames, **options

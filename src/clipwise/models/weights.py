@@ -175,9 +175,13 @@ def load_weights(
     loaded: dict[str, Tensor] = {}
     derived: dict[str, Tensor] = {}
     sources: set[str] = set()
+    replaced: list[str] = []  # image convolutions in whose place this network has several
     for module_name, module in model.named_modules():
         key = f"{module_name}.weight"
-        if hasattr(module, "from_image_conv") and key in state and key not in own:
+        if not hasattr(module, "from_image_conv"):
+            continue
+        replaced.append(key)
+        if key in state and key not in own:
             parts = module.from_image_conv(state[key])
             derived |= {f"{module_name}.{part}": value for part, value in parts.items()}
             sources.add(key)
@@ -197,21 +201,26 @@ def load_weights(
             f"{path}: {len(wrong)} tensors have other shapes than {name}'s, the first {wrong[0]}; "
             "the file belongs to another network or width"
         )
-    if not any(model.image_keys.fullmatch(key) or key not in derived for key in loaded):
+    if not loaded and not derived:
         some = ", ".join(list(state)[:3])
         raise ValueError(f"{path}: nothing in it matches {name}; its keys begin {some} – is it another network's?")
-    if "fc.weight" in state and "fc.weight" not in loaded and len(state["fc.weight"]) != 1000 and not reset_head:
-        raise ValueError(
-            f"{path}: its head has {len(state['fc.weight'])} classes, {name} here {model.num_classes}; to keep the "
-            "rest and start a new head, say so: --reset-head, or reset_head=True in Python"
-        )
     filled = {*loaded, *derived}
     lacking = [key for key in own if model.image_keys.fullmatch(key) and key not in filled]
+    lacking += [
+        key
+        for key in replaced
+        if key not in state and not any(k.startswith(key.removesuffix("weight")) for k in loaded)
+    ]
     surplus = [key for key in state if model.image_keys.fullmatch(key) and key not in loaded and key not in sources]
     if lacking or surplus:
         raise ValueError(
             f"{path}: not the weights of {name}'s image network: {len(lacking)} of its tensors are missing and "
             f"{len(surplus)} are another's (the first: {(lacking + surplus)[0]}); give a file of the same backbone"
+        )
+    if "fc.weight" in state and "fc.weight" not in loaded and len(state["fc.weight"]) != 1000 and not reset_head:
+        raise ValueError(
+            f"{path}: its head has {len(state['fc.weight'])} classes, {name} here {model.num_classes}; to keep the "
+            "rest and start a new head, say so: --reset-head, or reset_head=True in Python"
         )
     model.load_state_dict(
         {**own, **{k: v.float() if v.is_floating_point() else v for k, v in (loaded | derived).items()}}

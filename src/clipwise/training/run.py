@@ -24,8 +24,8 @@ from clipwise.data.workers import leave_signals_to_parent
 from clipwise.evaluation.protocols import Evaluation, evaluate_model
 from clipwise.files import write_json
 from clipwise.models.complexity import count_parameters
-from clipwise.models.registry import create_model
-from clipwise.models.resnet import ResNet
+from clipwise.models.registry import create_model, model_entry
+from clipwise.models.network import VideoNetwork
 from clipwise.models.weights import LoadReport, load_weights
 from clipwise.training.account import (
     EpochLog,
@@ -156,6 +156,7 @@ def train(
     overrides: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    reset_head: bool = False,
     reporter: Reporter | None = None,
 ) -> RunResult:
     """Train a network on labelled videos and keep the run in a folder, for ``clipwise.load`` and ``evaluate``.
@@ -173,6 +174,7 @@ def train(
         overrides: such as ``training.epochs=20``.
         resume: continue the run in ``output`` as it was begun.
         overwrite: replace the run in ``output``; it is deleted once the new one has something to keep.
+        reset_head: start a new head where ``model.weights`` has one of another number of classes.
         reporter: hears of progress.
 
     Raises:
@@ -184,8 +186,10 @@ def train(
     output = Path(output).resolve()
     _put_back(_aside(output), output)
     if resume:
-        if recipe is not None or overrides or overwrite:
-            raise ValueError("a resumed run goes on as it was begun: leave out the recipe, overrides and overwriting")
+        if recipe is not None or overrides or overwrite or reset_head:
+            raise ValueError(
+                "a resumed run goes on as it was begun: leave out the recipe, overrides, overwriting and the new head"
+            )
         begun = RunAccount.read(output)
         config = begun.config
         data = data if data is not None else begun.data_source(output)
@@ -224,7 +228,13 @@ def train(
         return _Run(config, model, train, validation, sampler, output, reporter, resumed, None).go()
     loaded = None
     if config.model.weights is not None:
-        loaded = load_weights(model, config.model.weights, name=config.model.name)
+        loaded = load_weights(
+            model,
+            config.model.weights,
+            name=config.model.name,
+            image_backbone=model_entry(config.model.name).image_backbone,
+            reset_head=reset_head,
+        )
     with _new_folder(output):
         named = None if recipe is None or isinstance(recipe, Config) else str(recipe)
         write_card(output, config.model, manifest.classes, config.views)
@@ -298,7 +308,7 @@ class _Run(pl.Callback):
     def __init__(
         self,
         config: Config,
-        model: ResNet,
+        model: VideoNetwork,
         train: Manifest,
         validation: Manifest | None,
         sampler: DrawSampler,

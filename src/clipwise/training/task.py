@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from clipwise.config import Config
 from clipwise.data.decode import DecodeError
 from clipwise.data.transforms import ColourAugment, Normalise
-from clipwise.models.resnet import ResNet
+from clipwise.models.network import VideoNetwork
 from clipwise.training.schedule import learning_rate
 
 __all__ = ["ClassificationTask", "DivergedError"]
@@ -29,7 +29,7 @@ class ClassificationTask(pl.LightningModule):
         start: steps that were done before, when a run resumes.
     """
 
-    def __init__(self, model: ResNet, config: Config, *, steps_per_epoch: int, start: int) -> None:
+    def __init__(self, model: VideoNetwork, config: Config, *, steps_per_epoch: int, start: int) -> None:
         super().__init__()
         self.model = model
         self.config = config

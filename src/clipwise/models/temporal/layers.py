@@ -10,10 +10,10 @@ from clipwise import ops
 __all__ = ["TemporalConv", "shift_groups"]
 
 
-def shift_groups(channels: int, fold: int) -> list[tuple[int, int]]:
-    """TSM's groups for :func:`clipwise.ops.shift`: the first ``fold`` channels take the next frame, as many
-    after them the previous one, the rest stay."""
-    return [(fold, +1), (fold, -1), (channels - 2 * fold, 0)]
+def shift_groups(channels: int, fold: int, *, causal: bool = False) -> list[tuple[int, int]]:
+    """TSM's groups for :func:`clipwise.ops.shift`: the first ``fold`` channels take the next frame (the causal form:
+    t-2), as many after them the previous one, the rest stay."""
+    return [(fold, -2 if causal else +1), (fold, -1), (channels - 2 * fold, 0)]
 
 
 class TemporalConv(nn.Module):
@@ -23,16 +23,22 @@ class TemporalConv(nn.Module):
 
     Args:
         in_channels, out_channels, groups: as in ``nn.Conv1d``.
+        causal: the taps are t-2, t-1 and t. A two-sided convolution's weight serves as it is: its taps move back
+            one frame.
     """
 
-    def __init__(self, in_channels: int, out_channels: int | None = None, *, groups: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int | None = None, *, groups: int = 1, causal: bool = False
+    ) -> None:
         super().__init__()
+        self.causal = causal
         self.weight = nn.Parameter(torch.empty(out_channels or in_channels, in_channels // groups, 3))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def start_as_shift(self, previous: int, next_: int) -> None:
         """Make the first ``previous`` channels take the previous frame, the last ``next_`` the next frame and those
-        between stay as they are. A convolution that mixes channels starts with the same map on its diagonal.
+        between stay as they are; in the causal form all of it one frame later. A convolution that mixes channels starts
+        with the same map on its diagonal.
         """
         out_channels, per_group, _ = self.weight.shape
         tap = torch.ones(out_channels, dtype=torch.long)
@@ -45,8 +51,8 @@ class TemporalConv(nn.Module):
 
     def forward(self, x_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C', H, W)."""
-        return ops.temporal_conv(x_NTCHW, self.weight)
+        return ops.temporal_conv(x_NTCHW, self.weight, causal=self.causal)
 
     def extra_repr(self) -> str:
         out_channels, per_group, kernel = self.weight.shape
-        return f"out={out_channels}, in_per_group={per_group}, kernel={kernel}"
+        return f"out={out_channels}, in_per_group={per_group}, kernel={kernel}{', causal' if self.causal else ''}"

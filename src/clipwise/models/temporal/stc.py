@@ -10,7 +10,11 @@ Replaces conv2. With y of C channels, split αC | (1-α)C, α = 3/4:
 then the concatenation of both, and the block's BN2 and ReLU. No biases.
 
 STC-Light: each gate first reduces its channels by a 1×1 to max(8, channels / r) and a ReLU, r = 4.
-STC-Equal (``split="equal"``): the inputs are split half | half, the outputs αC | (1-α)C.
+STC-Equal (``split="equal"``): the inputs are split half | half, the outputs αC | (1-α)C. Table II has these, and
+α ∈ {0, ¼, ½, ¾, 1}; Table III leaves out TR, SR, both or the shift. Table II's 32.9 G for α = 0 is a slip: it is 24.68 G.
+
+Causal form (ours): S_T's shift takes t-2 and t-1 (see tsm.py), both convolutions over time t-2, t-1 and t, and SR's
+mean over T is that of the last min(t, T) frames, so that each frame has a gate of its own.
 
 Weights: S_T's 3×3 starts from the image network's ``conv2.weight[:αC, :αC]`` (of STC-Equal ``[:αC, :C/2]``). What has
 no counterpart starts random: Kaiming for T_S's convolution, PyTorch's default for the gates.
@@ -19,6 +23,7 @@ no counterpart starts random: Kaiming for T_S's convolution, PyTorch's default f
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipwise import ops
@@ -32,33 +37,41 @@ __all__ = ["MODULES", "SpatialTemporalChannels", "stc"]
 class _TemporalGate(nn.Module):
     """TR: a weight in (0, 1) for each frame and channel."""
 
-    def __init__(self, channels: int, reduced: int | None) -> None:
+    def __init__(self, channels: int, reduced: int | None, *, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         self.reduce = None if reduced is None else nn.Conv1d(channels, reduced, 1, bias=False)
-        self.conv = nn.Conv1d(reduced or channels, channels, 3, padding=1, bias=False)
+        self.conv = nn.Conv1d(reduced or channels, channels, 3, padding=0 if causal else 1, bias=False)
 
     def forward(self, y_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, 1, 1)."""
         pooled = y_NTCHW.mean(dim=(3, 4)).transpose(1, 2)
         if self.reduce is not None:
             pooled = torch.relu(self.reduce(pooled))
+        if self.causal:
+            pooled = F.pad(pooled, (2, 0))
         return torch.sigmoid(self.conv(pooled)).transpose(1, 2)[..., None, None]
 
 
 class _SpatialGate(nn.Module):
-    """SR: a weight in (0, 1) for each position and channel."""
+    """SR: a weight in (0, 1) for each position and channel; in the causal form for each frame too."""
 
-    def __init__(self, channels: int, reduced: int | None) -> None:
+    def __init__(self, channels: int, reduced: int | None, window: int | None) -> None:
         super().__init__()
+        self.window = window
         self.reduce = None if reduced is None else nn.Conv2d(channels, reduced, 1, bias=False)
         self.conv = nn.Conv2d(reduced or channels, channels, 3, padding=1, bias=False)
 
     def forward(self, y_NTCHW: Tensor) -> Tensor:
-        """(N, T, C, H, W) → (N, 1, C, H, W)."""
-        pooled = y_NTCHW.mean(dim=1)
+        """(N, T, C, H, W) → (N, 1, C, H, W), in the causal form (N, T, C, H, W)."""
+        if self.window is None:
+            context = y_NTCHW.mean(dim=1, keepdim=True)
+        else:
+            context = ops.running_mean(y_NTCHW, self.window)
+        pooled = ops.fold(context)
         if self.reduce is not None:
             pooled = torch.relu(self.reduce(pooled))
-        return torch.sigmoid(self.conv(pooled)).unsqueeze(1)
+        return ops.unfold(torch.sigmoid(self.conv(pooled)), context.shape[1])
 
 
 class SpatialTemporalChannels(nn.Module):
@@ -71,6 +84,7 @@ class SpatialTemporalChannels(nn.Module):
         equal: split the inputs in halves whatever ``alpha``.
         reduction: STC-Light's r for the gates, or None for STC.
         shift, tr, sr: whether S_T shifts, and which recalibrations there are ([STC] Table III).
+        window: of the causal form, the T frames over which SR's mean runs; None for the two-sided form.
     """
 
     def __init__(
@@ -84,14 +98,16 @@ class SpatialTemporalChannels(nn.Module):
         shift: bool = True,
         tr: bool = True,
         sr: bool = True,
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        causal = window is not None
         out_spatial = round(alpha * channels)
         out_temporal = channels - out_spatial
         in_spatial = channels // 2 if equal else out_spatial
         self.sizes = (in_spatial, channels - in_spatial)
         self.stride = stride
-        self.groups = shift_groups(in_spatial, in_spatial // 8 if shift else 0)
+        self.groups = shift_groups(in_spatial, in_spatial // 8 if shift else 0, causal=causal)
 
         def reduced(size: int) -> int | None:
             return None if reduction is None else max(8, size // reduction)
@@ -100,12 +116,12 @@ class SpatialTemporalChannels(nn.Module):
         if out_spatial:
             self.spatial = nn.Conv2d(in_spatial, out_spatial, 3, stride, padding=1, bias=False)
             if tr:
-                self.temporal_gate = _TemporalGate(out_spatial, reduced(out_spatial))
+                self.temporal_gate = _TemporalGate(out_spatial, reduced(out_spatial), causal=causal)
         if out_temporal:
-            self.temporal = TemporalConv(channels - in_spatial, out_temporal)
+            self.temporal = TemporalConv(channels - in_spatial, out_temporal, causal=causal)
             nn.init.kaiming_normal_(self.temporal.weight, mode="fan_out", nonlinearity="relu")
             if sr:
-                self.spatial_gate = _SpatialGate(out_temporal, reduced(out_temporal))
+                self.spatial_gate = _SpatialGate(out_temporal, reduced(out_temporal), window)
 
     def forward(self, y_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H/stride, W/stride)."""
@@ -137,6 +153,7 @@ def stc(
     shift: bool = True,
     tr: bool = True,
     sr: bool = True,
+    causal: bool = False,
 ) -> Slot:
     """STC in place of conv2.
 
@@ -145,12 +162,19 @@ def stc(
         split: of the inputs, ``alpha`` as the outputs or ``equal`` halves (STC-Equal).
         reduction: r of the gates (STC-Light), None for full gates.
         shift, tr, sr: the shift, temporal and spatial recalibration, each of which can be left out.
+        causal: no frame sees a later one.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: for a value out of range, or an alpha other than 0 and 1 that leaves one part without a channel.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    spatial = round(alpha * block.width)
+    if alpha not in (0, 1) and spatial in (0, block.width):
+        raise ValueError(
+            f"{alpha = } splits no channels: {spatial} of {block.width} would be spatial first; take one between "
+            f"{1 / block.width:.3g} and {1 - 1 / block.width:.3g}, or say 0 or 1 for one part alone"
+        )
     if split == "equal" and alpha in (0, 1):
         raise ValueError(f"split 'equal' gives half of the inputs to either part, and alpha={alpha} has one part only")
     if split not in ("alpha", "equal"):
@@ -167,6 +191,7 @@ def stc(
             shift=shift,
             tr=tr,
             sr=sr,
+            window=block.num_frames if causal else None,
         )
     )
 

@@ -7,13 +7,20 @@ Replaces conv2. With y = ReLU(BN1(conv1 x)) of C channels:
     TWM    S = σ(conv 3×1×1 over (T, H, W) of y, C → 1);   y - y·S
     block  STFM + TWM, then BN2 and ReLU
 
+Variants: STFM's shares C/8 : 3C/4 : C/8 and C/16 : 7C/8 : C/16, or an ordinary conv2 of the three frames' mean
+(Table 5); STFM alone; TWM alone beside an ordinary conv2, the two summed (Table 6); TWM of STFM's output, or STFM of
+TWM's output, which then has the stride (Table 8).
+
+Causal form (ours): the three frames are t-2, t-1 and t in STFM and in S; y itself is frame t's.
+
 Decided where the paper is silent: STFM's three convolutions are 3×3 and take the place of conv2 (an extra 1×1 would
 cost 5 %, and the paper states less than 2 %). In a stride-2 block TWM's output is average-pooled 2×2 (ceil mode,
 padding not counted).
 
 A convolution without bias commutes with a shift in time, so STFM is one convolution followed by a shift of its
 output channels: no shifted copy of the input is built, and the weight keeps the image network's key and shape
-(the first quarter, the middle half and the last quarter of its filters are the three convolutions).
+(the first quarter, the middle half and the last quarter of its filters are the three convolutions). The mean of three
+frames is taken of the convolution's output for the same reason.
 
 Weights: ``conv2.weight`` is the image network's; ``conv2.twm.weight`` is new.
 """
@@ -28,30 +35,82 @@ from clipwise.models.temporal.layers import TemporalConv
 __all__ = ["MODULES", "SpatioTemporalWeights", "stw"]
 
 
-class SpatioTemporalWeights(nn.Conv2d):
-    """STFM and TWM in parallel, in place of a block's 3×3 convolution."""
+# The shares of the previous, the current and the next frame in STFM's output channels.
+_SHARES = {"1:2:1": (1, 2, 1), "1:6:1": (1, 6, 1), "1:14:1": (1, 14, 1)}
+_MODULES = ("parallel", "stfm", "twm", "stfm_twm", "twm_stfm")
 
-    def __init__(self, channels: int, stride: int) -> None:
+
+class SpatioTemporalWeights(nn.Conv2d):
+    """STFM and TWM in place of a block's 3×3 convolution.
+
+    Args:
+        channels: C.
+        stride: of the convolution that it replaces.
+        modules, fusion, causal: see :func:`stw`.
+    """
+
+    def __init__(
+        self, channels: int, stride: int, *, modules: str = "parallel", fusion: str = "1:2:1", causal: bool = False
+    ) -> None:
         super().__init__(channels, channels, 3, stride, padding=1, bias=False)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        side = channels // 4
-        self.groups_in_time = [(side, -1), (channels - 2 * side, 0), (side, +1)]
-        self.twm = TemporalConv(channels, 1)
+        self.arrangement = modules
+        self.offsets = (-2, -1, 0) if causal else (-1, 0, 1)
+        self.groups_in_time: list[tuple[int, int]] | None = None
+        if fusion != "average":
+            first, _, last = (share * channels // sum(_SHARES[fusion]) for share in _SHARES[fusion])
+            sizes = (first, channels - first - last, last)
+            self.groups_in_time = list(zip(sizes, self.offsets, strict=True))
+        self.twm = None if modules == "stfm" else TemporalConv(channels, 1, causal=causal)
         self.pool = (
             nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
         )
 
+    def _fuse(self, features_NTCHW: Tensor) -> Tensor:
+        """STFM's step in time, after its convolution: (N, T, C, H, W) → (N, T, C, H, W)."""
+        if self.groups_in_time is not None:
+            return ops.shift(features_NTCHW, self.groups_in_time)
+        before, now, after = (ops.shift(features_NTCHW, [(self.out_channels, offset)]) for offset in self.offsets)
+        return (before + now + after) / 3
+
+    def _weigh(self, y_NTCHW: Tensor) -> Tensor:
+        """TWM: (N, T, C, H, W) → (N, T, C, H, W)."""
+        assert self.twm is not None
+        return y_NTCHW - y_NTCHW * self.twm(y_NTCHW).sigmoid()
+
     def forward(self, y_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H/stride, W/stride)."""
         frames = y_NTCHW.shape[1]
-        features = ops.shift(ops.unfold(super().forward(ops.fold(y_NTCHW)), frames), self.groups_in_time)
-        weighted = y_NTCHW - y_NTCHW * self.twm(y_NTCHW).sigmoid()
-        return features + ops.unfold(self.pool(ops.fold(weighted)), frames)
+        x = self._weigh(y_NTCHW) if self.arrangement == "twm_stfm" else y_NTCHW
+        features = ops.unfold(super().forward(ops.fold(x)), frames)
+        if self.arrangement != "twm":
+            features = self._fuse(features)
+        if self.arrangement == "stfm_twm":
+            return self._weigh(features)
+        if self.arrangement in ("parallel", "twm"):
+            return features + ops.unfold(self.pool(ops.fold(self._weigh(y_NTCHW))), frames)
+        return features
 
 
-def stw(block: BlockSpec) -> Slot:
-    """STFM and TWM in place of conv2."""
-    return Slot(conv2=SpatioTemporalWeights(block.width, block.stride))
+def stw(block: BlockSpec, *, modules: str = "parallel", fusion: str = "1:2:1", causal: bool = False) -> Slot:
+    """STFM and TWM in place of conv2; the tables are named at the top of this file.
+
+    Args:
+        modules: ``parallel``, ``stfm`` or ``twm`` alone, or one after the other, ``stfm_twm`` or ``twm_stfm``.
+        fusion: how STFM joins the previous, the current and the next frame: by their shares of the output channels,
+            ``1:2:1``, ``1:6:1`` or ``1:14:1``, or by their ``average``.
+        causal: no frame sees a later one.
+
+    Raises:
+        ValueError: for another value, or a fusion without STFM.
+    """
+    if modules not in _MODULES:
+        raise ValueError(f"modules must be one of {', '.join(_MODULES)}, got {modules!r}")
+    if fusion not in (*_SHARES, "average"):
+        raise ValueError(f"fusion must be one of {', '.join(_SHARES)}, average, got {fusion!r}")
+    if modules == "twm" and fusion != "1:2:1":
+        raise ValueError(f"{fusion = } concerns STFM, which modules='twm' leaves out; leave one of the two out")
+    return Slot(conv2=SpatioTemporalWeights(block.width, block.stride, modules=modules, fusion=fusion, causal=causal))
 
 
 MODULES = {"stw": ModuleEntry(stw, "Cai, STW")}

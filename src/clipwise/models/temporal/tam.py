@@ -6,6 +6,8 @@ Before conv1, on the residual branch only:   ReLU(tconv(x)),   tconv channel-wis
 Where the paper is silent: the convolution starts as TSM's shift (an eighth of the channels from either side), so that
 ImageNet features survive the first step.
 
+Causal form (ours): tconv's taps are t-2, t-1 and t.
+
 Weights: the authors hold three 1×1 channel-wise convolutions, ``tam.prev_se.fc1.weight``, ``curr_se``, ``next_se``,
 each (C, 1, 1, 1); stacked along the last axis in that order they are ``tam.conv.weight``.
 
@@ -26,9 +28,9 @@ class TemporalAggregation(TemporalModule):
 
     key = "tam"
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.conv = TemporalConv(channels, groups=channels)
+        self.conv = TemporalConv(channels, groups=channels, causal=causal)
         self.conv.start_as_shift(previous=channels // 8, next_=channels // 8)
         self.relu = nn.ReLU(inplace=True)
 
@@ -38,9 +40,13 @@ class TemporalAggregation(TemporalModule):
         return out
 
 
-def tam(block: BlockSpec) -> Slot:
-    """A temporal aggregation module before conv1."""
-    return Slot(before=TemporalAggregation(block.in_channels))
+def tam(block: BlockSpec, *, causal: bool = False) -> Slot:
+    """A temporal aggregation module before conv1.
+
+    Args:
+        causal: no frame sees a later one.
+    """
+    return Slot(before=TemporalAggregation(block.in_channels, causal=causal))
 
 
 MODULES = {"tam": ModuleEntry(tam, "Chen et al. 2021, Deep Analysis")}

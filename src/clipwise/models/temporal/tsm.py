@@ -8,6 +8,9 @@ Before conv1 of a residual branch, with C input channels and fold = C // 8:
 
 Frames outside the clip are zero. No parameters, no MACs. In ResNet-101 every other block has it.
 
+Causal form (ours): the first fold takes t-2 in place of the next frame. The authors' online network shifts one fold
+only, from t-1, and was never published with its training.
+
 Weights: MIT's and MMAction2's checkpoints wrap conv1 (``layer1.0.conv1.net.weight``); the values carry over as
 they are, the directions being the same.
 """
@@ -27,18 +30,22 @@ class TemporalShift(TemporalModule):
 
     key = "tsm"
 
-    def __init__(self, channels: int, divisor: int = 8) -> None:
+    def __init__(self, channels: int, divisor: int = 8, *, causal: bool = False) -> None:
         super().__init__()
-        self.groups = shift_groups(channels, channels // divisor)
+        self.groups = shift_groups(channels, channels // divisor, causal=causal)
 
     def forward(self, x_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H, W)."""
         return ops.shift(x_NTCHW, self.groups)
 
 
-def tsm(block: BlockSpec) -> Slot:
-    """A shift before conv1."""
-    return Slot(before=TemporalShift(block.in_channels))
+def tsm(block: BlockSpec, *, causal: bool = False) -> Slot:
+    """A shift before conv1.
+
+    Args:
+        causal: no frame sees a later one.
+    """
+    return Slot(before=TemporalShift(block.in_channels, causal=causal))
 
 
 MODULES = {"tsm": ModuleEntry(tsm, "Lin et al. 2019, TSM")}

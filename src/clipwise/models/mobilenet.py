@@ -1,0 +1,156 @@
+"""MobileNetV2 over clips, plain (TSN) and with temporal shift (TSM).
+
+Sandler et al., *MobileNetV2: Inverted residuals and linear bottlenecks*, CVPR 2018; Lin, Gan, Han, *TSM: Temporal
+shift module for efficient video understanding*, 2019, which runs it on phones.
+
+An inverted residual with input x, expansion t and stride s:
+
+    y = BN(conv 1×1(ReLU6(BN(depthwise 3×3, stride s(ReLU6(BN(conv 1×1(x)))))))      channels C → t·C → t·C → C'
+    out = x + y where s = 1 and C = C', else y
+
+The first block has t = 1 and no first 1×1. TSM shifts the input of the first 1×1 (an eighth of the channels each way,
+as in ``tsm_resnet50``) in the blocks that have both an expansion and a shortcut: ten of seventeen. The shortcut keeps x.
+
+Counts: 2.406 GMACs for 8 frames at 224². MMAction2 prints 3.269 G for them, with 2.736 M parameters (400 classes); the
+parameters are equal, and the figure is that of 256² with BN counted too: 3.143 G of it are convolutions.
+
+Weights: the keys are torchvision's (``features.1.conv.0.0.weight``), so its ImageNet file loads, ``classifier.1`` being
+``fc`` here. The others' names, same shapes and directions of shift, in a block with expansion:
+- mit-han-lab/temporal-shift-module, archs/mobilenet_v2.py, commit d6da93d: the block's layers stand in one row,
+  ``conv.0``, ``.1`` the 1×1 and its BN, ``conv.3``, ``.4`` the depthwise 3×3, ``conv.6``, ``.7`` the last 1×1
+  (``conv.0``, ``.1``, ``.3``, ``.4`` without expansion); shifted, ``conv.0`` is ``conv.0.net``.
+- open-mmlab/mmaction2, mmaction/models/backbones/mobilenet_v2.py, commit COMMIT: ``conv1`` the stem, ``layerS.B.conv.I.conv``
+  and ``.bn`` for ``features.N.conv.I``, ``conv2`` the last 1×1; shifted, ``conv.0.conv`` is ``conv.0.net.conv``.
+"""
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from clipwise import ops
+from clipwise.models.network import ModelEntry, VideoNetwork
+from clipwise.models.temporal.tsm import TemporalShift
+
+__all__ = ["MODELS", "MobileNetV2", "tsm_mobilenet_v2", "tsn_mobilenet_v2"]
+
+# Expansion t, channels, blocks, stride of the first: table 2 of the paper.
+_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def _scaled(channels: int, width: float) -> int:
+    """The nearest multiple of 8 to ``channels · width``, but never a tenth below it: torchvision's rounding."""
+    rounded = max(8, int(channels * width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels * width else rounded
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU6(inplace=True),
+    )
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, shift: bool) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.conv = nn.Sequential(
+            *([] if expansion == 1 else [_conv(in_channels, hidden, 1)]),
+            _conv(hidden, hidden, 3, stride, groups=hidden),
+            nn.Conv2d(hidden, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = stride == 1 and in_channels == out_channels
+        self.tsm = TemporalShift(in_channels) if shift and self.shortcut and expansion > 1 else None
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Folded (N·T, C, H, W) → (N·T, C', H/stride, W/stride)."""
+        branch = x if self.tsm is None else ops.fold(self.tsm(ops.unfold(x, frames)))
+        y: Tensor = self.conv(branch)
+        return x + y if self.shortcut else y
+
+
+class MobileNetV2(VideoNetwork):
+    """MobileNetV2 over clips.
+
+    Args:
+        num_classes: outputs of ``fc``.
+        num_frames: T of a clip, any number.
+        shift: whether the residual blocks with expansion shift their input in time.
+        dropout: probability before ``fc``.
+        width: the paper's width multiplier; channels are rounded to multiples of 8, the last 1280 shrink never.
+
+    Raises:
+        ValueError: for a count, probability or width that cannot be built.
+    """
+
+    image_keys = re.compile(r"features\.[\d.]+(conv\.[\d.]+)?(weight|bias|running_mean|running_var)")
+
+    def __init__(
+        self, *, num_classes: int, num_frames: int, shift: bool, dropout: float = 0.5, width: float = 1.0
+    ) -> None:
+        super().__init__(num_classes=num_classes, num_frames=num_frames, dropout=dropout)
+        if width <= 0:
+            raise ValueError(f"width must be greater than 0, got {width}")
+        channels = _scaled(32, width)
+        self.features = nn.ModuleList([_conv(3, channels, 3, 2)])
+        for expansion, plain_channels, count, first_stride in _STAGES:
+            for index in range(count):
+                out_channels = _scaled(plain_channels, width)
+                stride = first_stride if index == 0 else 1
+                self.features.append(_InvertedResidual(channels, out_channels, stride, expansion, shift))
+                channels = out_channels
+        last = _scaled(1280, max(1.0, width))
+        self.features.append(_conv(channels, last, 1))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        self._make_head(last)
+
+    def forward_features(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) → (N, T, 1280): each frame's pooled features."""
+        self.check_clips(clips)
+        x = ops.fold(clips).contiguous(memory_format=torch.channels_last)
+        for part in self.features:
+            x = part(x, self.num_frames) if isinstance(part, _InvertedResidual) else part(x)
+        return ops.unfold(self.avgpool(x).flatten(1), self.num_frames)
+
+    def from_image(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """torchvision's state dict under this network's keys: its head ``classifier.1`` is ``fc``."""
+        return {re.sub(r"^classifier\.1\.", "fc.", key): value for key, value in state.items()}
+
+    def stages(self) -> Iterator[tuple[str, nn.Module]]:
+        """The stem, the paper's seven rows of blocks, the last 1×1, the pooling and the head."""
+        yield "features.0", self.features[0]
+        first = 1
+        for _, _, count, _ in _STAGES:
+            last = first + count - 1
+            yield f"features.{first}" + (f"-{last}" if count > 1 else ""), self.features[last]
+            first = last + 1
+        yield f"features.{first}", self.features[first]
+        yield "avgpool", self.avgpool
+        yield "fc", self.fc
+
+
+def tsn_mobilenet_v2(
+    *, num_classes: int, num_frames: int, dropout: float = 0.5, width: float = 1.0
+) -> MobileNetV2:
+    """MobileNetV2 frame by frame."""
+    return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=False, dropout=dropout, width=width)
+
+
+def tsm_mobilenet_v2(
+    *, num_classes: int, num_frames: int, dropout: float = 0.5, width: float = 1.0
+) -> MobileNetV2:
+    """MobileNetV2 with temporal shift."""
+    return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=True, dropout=dropout, width=width)
+
+
+MODELS = {
+    "tsn_mobilenet_v2": ModelEntry(tsn_mobilenet_v2, "Sandler et al. 2018, MobileNetV2", image_backbone="mobilenet_v2"),
+    "tsm_mobilenet_v2": ModelEntry(tsm_mobilenet_v2, "Lin et al. 2019, TSM", image_backbone="mobilenet_v2"),
+}

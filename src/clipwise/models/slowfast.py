@@ -1,0 +1,261 @@
+"""SlowFast-R50 (Feichtenhofer et al., *SlowFast networks for video recognition*, ICCV 2019).
+
+Two 3D ResNets see the same clip of T frames: the fast pathway all of them with an eighth of the channels (β = 1/8), the
+slow one T/α of them. With C channels after a slow stage, hence C/8 after the fast one:
+
+    slow input   frames linspace(0, T - 1, T/α), rounded down
+    bottleneck   x → ReLU(shortcut + BN(1×1×1) · ReLU(BN(1×3×3, stride s)) · ReLU(BN(k×1×1)) x);  shortcut projects 1×1×1
+                 k = 3 in every fast block; in the slow pathway 1 in stages 2 and 3, 3 in stages 4 and 5
+    stem         1×7×7 (slow) or 5×7×7 (fast), stride (1, 2, 2), BN, ReLU; max-pool 1×3×3, stride (1, 2, 2)
+    lateral      after the stem and stages 2, 3, 4:  slow ← [slow, ReLU(BN(F×1×1, stride (α, 1, 1), C/8 → C/4 of fast))]
+    head         [mean over T, H, W of slow, the same of fast] → dropout → fc
+
+    4×16   α = 8, F = 5   (T = 32: 4 slow frames)        8×8   α = 4, F = 7   (8 slow frames)
+
+No stride in time anywhere: both pathways keep their frames to the end. "4×16" names the slow pathway's frames and
+stride in the video, so the clip is 32 frames at stride 2.
+
+Decided: F, which the paper gives as 5, is 7 in the authors' 8×8 configurations, and only that gives the published count. At any size the head
+takes the mean over the whole map; the authors' code slides the window of its training size and averages the softmax.
+The last BN of each residual branch starts at zero, as the authors train it (from random weights; there is no ImageNet
+start). Colours are normalised by mean 0.45 and deviation 0.225, as theirs.
+
+Weights: :func:`from_pyslowfast`. MMAction2's SlowFast (resnet3d_slowfast.py, open-mmlab/mmaction2 at 2335a162) has
+neither BN nor ReLU in the lateral connections, so that its checkpoints belong to another network.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from clipwise.models.network import ModelEntry, VideoNetwork
+
+__all__ = ["MODELS", "SlowFast", "from_pyslowfast"]
+
+_BLOCKS = (3, 4, 6, 3)
+_FAST_SHARE = 8  # 1/β
+
+
+class _Stem(nn.Module):
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, width, (kernel, 7, 7), (1, 2, 2), padding=(kernel // 2, 3, 3), bias=False)
+        self.bn = nn.BatchNorm3d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, T, H, W) → (N, width, T, H/4, W/4)."""
+        out: Tensor = self.pool(self.relu(self.bn(self.conv(x))))
+        return out
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, in_channels: int, width: int, stride: int, kernel: int) -> None:
+        super().__init__()
+        out_channels = 4 * width
+        self.conv1 = nn.Conv3d(in_channels, width, (kernel, 1, 1), padding=(kernel // 2, 0, 0), bias=False)
+        self.bn1 = nn.BatchNorm3d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), (1, stride, stride), padding=(0, 1, 1), bias=False)
+        self.bn2 = nn.BatchNorm3d(width)
+        self.conv3 = nn.Conv3d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm3d(out_channels)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) → (N, 4·width, T, H/stride, W/stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(y)))))
+        out: Tensor = self.relu(y + shortcut)
+        return out
+
+
+class _Pathway(nn.Module):
+    """A stem and four stages.
+
+    Args:
+        width: channels of the stem and of the first stage's blocks.
+        lateral: channels that join the input of each stage, as a multiple of ``width`` for the stem's output.
+        kernels: along time, of the stem and of each stage's blocks.
+    """
+
+    def __init__(self, width: int, lateral: float, kernels: tuple[int, int, int, int, int]) -> None:
+        super().__init__()
+        self.stem = _Stem(width, kernels[0])
+        channels = width
+        for stage, (count, kernel) in enumerate(zip(_BLOCKS, kernels[1:], strict=True)):
+            inner = width * 2**stage
+            joined = channels + int(channels * lateral)
+            blocks = [_Bottleneck(joined, inner, 1 if stage == 0 else 2, kernel)]
+            blocks += [_Bottleneck(4 * inner, inner, 1, kernel) for _ in range(count - 1)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            channels = 4 * inner
+        self.channels = channels
+
+
+class _Lateral(nn.Module):
+    """From the fast pathway to the slow one: as many frames as the slow one has, twice the channels."""
+
+    def __init__(self, channels: int, kernel: int, alpha: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(
+            channels, 2 * channels, (kernel, 1, 1), (alpha, 1, 1), padding=(kernel // 2, 0, 0), bias=False
+        )
+        self.bn = nn.BatchNorm3d(2 * channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, fast: Tensor) -> Tensor:
+        """(N, C, T, H, W) → (N, 2·C, T/α, H, W)."""
+        out: Tensor = self.relu(self.bn(self.conv(fast)))
+        return out
+
+
+class SlowFast(VideoNetwork):
+    """A slow and a fast 3D ResNet-50 joined by lateral convolutions.
+
+    Args:
+        alpha: frames of the fast pathway for each of the slow one.
+        fusion_kernel: frames that a lateral convolution sees.
+        num_classes: outputs of ``fc``.
+        num_frames: T of a clip, a multiple of ``alpha``.
+        dropout: probability before ``fc``.
+        base_width: channels of the slow stem, 64 in the paper; the fast one has an eighth.
+
+    Raises:
+        ValueError: for a T that ``alpha`` does not divide, a width that cannot be built, or see :class:`VideoNetwork`.
+    """
+
+    def __init__(
+        self,
+        alpha: int,
+        fusion_kernel: int,
+        *,
+        num_classes: int,
+        num_frames: int,
+        dropout: float = 0.5,
+        base_width: int = 64,
+    ) -> None:
+        super().__init__(num_classes=num_classes, num_frames=num_frames, dropout=dropout)
+        if num_frames % alpha:
+            below, above = num_frames // alpha * alpha, (num_frames // alpha + 1) * alpha
+            raise ValueError(
+                f"the slow pathway takes one frame in {alpha}, so num_frames must be a multiple of {alpha}, "
+                f"got {num_frames}; take {f'{below} or ' if below else ''}{above}"
+            )
+        if base_width < 8 or base_width % 8:
+            raise ValueError(f"base_width must be a multiple of 8, got {base_width}")
+        # torch's own linspace, on the CPU even where the network is built on another device: the peers' indices.
+        self.slow_frames: list[int] = (
+            torch.linspace(0, num_frames - 1, num_frames // alpha, device="cpu").long().tolist()
+        )
+        fast_width = base_width // _FAST_SHARE
+        self.slow = _Pathway(base_width, 2 / _FAST_SHARE, (1, 1, 1, 3, 3))
+        self.fast = _Pathway(fast_width, 0, (5, 3, 3, 3, 3))
+        joined = (fast_width, *(4 * fast_width * 2**stage for stage in range(3)))
+        self.laterals = nn.ModuleList(_Lateral(channels, fusion_kernel, alpha) for channels in joined)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, _Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+        self._make_head(self.slow.channels + self.fast.channels)
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Name, slow part and fast part of the stem and of each stage."""
+        for name in ("stem", *(f"layer{stage}" for stage in range(1, 5))):
+            yield name, getattr(self.slow, name), getattr(self.fast, name)
+
+    def forward_features(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) → (N, 1, C): both pathways' means over time and space, the slow one's first."""
+        self.check_clips(clips)
+        slow, fast = clips[:, self.slow_frames].transpose(1, 2), clips.transpose(1, 2)
+        for index, (_, slow_part, fast_part) in enumerate(self._parts()):
+            slow, fast = slow_part(slow), fast_part(fast)
+            if index < len(self.laterals):
+                slow = torch.cat((slow, self.laterals[index](fast)), dim=1)
+        return torch.cat((slow.mean((2, 3, 4)), fast.mean((2, 3, 4))), dim=1).unsqueeze(1)
+
+    def stages(self) -> Iterator[tuple[str, nn.Module]]:
+        """Both pathways' parts and the lateral connections between them, in the order they run."""
+        for index, (name, slow_part, fast_part) in enumerate(self._parts()):
+            yield f"slow.{name}", slow_part
+            yield f"fast.{name}", fast_part
+            if index < len(self.laterals):
+                yield f"laterals.{index}", self.laterals[index]
+        yield "fc", self.fc
+
+
+def _slowfast(
+    alpha: int,
+    fusion_kernel: int,
+    *,
+    num_classes: int,
+    num_frames: int,
+    dropout: float = 0.5,
+    base_width: int = 64,
+) -> SlowFast:
+    return SlowFast(
+        alpha,
+        fusion_kernel,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        dropout=dropout,
+        base_width=base_width,
+    )
+
+
+_PATHWAYS = ("slow", "fast")
+_PARTS = {
+    "branch1": "downsample.0",
+    "branch1_bn": "downsample.1",
+    "branch2.a": "conv1",
+    "branch2.a_bn": "bn1",
+    "branch2.b": "conv2",
+    "branch2.b_bn": "bn2",
+    "branch2.c": "conv3",
+    "branch2.c_bn": "bn3",
+}
+
+
+def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """PySlowFast's state dict of a SlowFast-R50 under this network's keys; a key without counterpart keeps its name.
+
+    Names and shapes: facebookresearch/SlowFast, slowfast/models/ video_model_builder.py at ad73dcfa, resnet_helper.py
+    at bac7b672, stem_helper.py at 673ded3f, head_helper.py at adc55ca3. The tensors are under ``model_state`` of a
+    checkpoint. (The zoo's SlowFast files are Caffe2 pickles of other names.)
+    """
+
+    def renamed(key: str) -> str:
+        if match := re.fullmatch(r"s1\.pathway([01])_stem\.(.+)", key):
+            return f"{_PATHWAYS[int(match[1])]}.stem.{match[2]}"
+        if match := re.fullmatch(r"s([1-4])_fuse\.(conv_f2s|bn)\.(\w+)", key):
+            return f"laterals.{int(match[1]) - 1}.{match[2].removesuffix('_f2s')}.{match[3]}"
+        if (match := re.fullmatch(r"s([2-5])\.pathway([01])_res(\d+)\.(.+)\.(\w+)", key)) and match[4] in _PARTS:
+            return f"{_PATHWAYS[int(match[2])]}.layer{int(match[1]) - 1}.{match[3]}.{_PARTS[match[4]]}.{match[5]}"
+        if match := re.fullmatch(r"head\.projection\.(weight|bias)", key):
+            return f"fc.{match[1]}"
+        return key
+
+    return {renamed(key): value for key, value in state.items()}
+
+
+_COLOURS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
+MODELS = {
+    f"slowfast_resnet50_{name}": ModelEntry(
+        partial(_slowfast, alpha, fusion_kernel),
+        "Feichtenhofer et al. 2019, SlowFast",
+        num_frames=32,
+        size=256,
+        **_COLOURS,
+    )
+    for name, alpha, fusion_kernel in (("4x16", 8, 5), ("8x8", 4, 7))
+}
