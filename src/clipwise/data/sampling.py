@@ -104,11 +104,12 @@ def dense_train(
 def dense_clips(num_frames: int, num_segments: int, stride: int, clips: int, short: Short = "wrap") -> Indices:
     """(clips, T) as ``dense_train``, from k starts spread over the valid ones, both ends included.
 
-    A single clip starts at frame 0.
+    A single clip is the middle one.
     """
     _at_least_one(clips=clips)
     starts = _dense_starts(num_frames, num_segments, stride)
-    return _dense(num_frames, num_segments, stride, np.linspace(0, starts - 1, clips, dtype=np.int64), short)
+    spread = np.array([(starts - 1) // 2]) if clips == 1 else np.linspace(0, starts - 1, clips, dtype=np.int64)
+    return _dense(num_frames, num_segments, stride, spread, short)
 
 
 def _offset_clip(num_frames: int, num_segments: int, offset: float) -> Indices:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from clipwise.models import resnet3d
+from clipwise.models import resnet3d, torchvision_video
 from clipwise.models.network import ModelEntry, ModuleEntry, VideoNetwork, pooling_kind
 from clipwise.models.placement import placed_in
 from clipwise.models.resnet import ResNet, resnet_depths
@@ -32,7 +32,7 @@ _MODULES: dict[str, ModuleEntry] = {
 }
 
 # Families with networks of their own.
-_FAMILIES: tuple[dict[str, ModelEntry], ...] = (resnet3d.MODELS,)
+_FAMILIES: tuple[dict[str, ModelEntry], ...] = (resnet3d.MODELS, torchvision_video.MODELS)
 
 
 def _resnet(
@@ -49,6 +49,10 @@ def _resnet(
     base_width: int = 64,
     **module_options: Any,
 ) -> ResNet:
+    if module_options.get("causal") and temporal_pooling:
+        raise ValueError(
+            f"causal and {temporal_pooling = } exclude each other: the pooling reads the next frame; leave one out"
+        )
     # TSM's authors shift every other block once a stage is as long as ResNet-101's conv4_x.
     usual = "alternate" if module == "tsm" and depth >= 101 else "all"
     slot = _MODULES[module].slot

@@ -1,13 +1,15 @@
 """SlowFast-R50 (Feichtenhofer et al., *SlowFast networks for video recognition*, ICCV 2019).
 
 Two 3D ResNets see the same clip of T frames: the fast pathway all of them with an eighth of the channels (β = 1/8), the
-slow one T/α of them. With C channels after a slow stage, hence C/8 after the fast one:
+slow one T/α of them. Kernels and strides are written time × height × width:
 
     slow input   frames linspace(0, T - 1, T/α), rounded down
-    bottleneck   x → ReLU(shortcut + BN(1×1×1) · ReLU(BN(1×3×3, stride s)) · ReLU(BN(k×1×1)) x);  shortcut projects 1×1×1
-                 k = 3 in every fast block; in the slow pathway 1 in stages 2 and 3, 3 in stages 4 and 5
-    stem         1×7×7 (slow) or 5×7×7 (fast), stride (1, 2, 2), BN, ReLU; max-pool 1×3×3, stride (1, 2, 2)
-    lateral      after the stem and stages 2, 3, 4:  slow ← [slow, ReLU(BN(F×1×1, stride (α, 1, 1), C/8 → C/4 of fast))]
+    stem         1×7×7 (slow) or 5×7×7 (fast), stride 1×2×2, BN, ReLU; max-pool 1×3×3, stride 1×2×2
+    block        ReLU(shortcut + y),  y = BN(conv3(ReLU(BN(conv2(ReLU(BN(conv1 x)))))));  a shortcut projects by 1×1×1
+                 conv1 k×1×1, conv2 1×3×3 with the stride, conv3 1×1×1, blocks and widths as in ResNet-50;
+                 k = 3 in every fast block; in the slow pathway k = 1 in stages 2 and 3, k = 3 in stages 4 and 5
+    lateral      after the stem and stages 2, 3 and 4:  slow ← [slow, ReLU(BN(conv fast))];
+                 conv F×1×1, stride α×1×1, doubles the fast channels
     head         [mean over T, H, W of slow, the same of fast] → dropout → fc
 
     4×16   α = 8, F = 5   (T = 32: 4 slow frames)        8×8   α = 4, F = 7   (8 slow frames)
@@ -15,10 +17,10 @@ slow one T/α of them. With C channels after a slow stage, hence C/8 after the f
 No stride in time anywhere: both pathways keep their frames to the end. "4×16" names the slow pathway's frames and
 stride in the video, so the clip is 32 frames at stride 2.
 
-Decided: F, which the paper gives as 5, is 7 in the authors' 8×8 configurations, and only that gives the published count. At any size the head
-takes the mean over the whole map; the authors' code slides the window of its training size and averages the softmax.
-The last BN of each residual branch starts at zero, as the authors train it (from random weights; there is no ImageNet
-start). Colours are normalised by mean 0.45 and deviation 0.225, as theirs.
+Decided: F = 7 is the authors' configuration of 8×8 (configs/Kinetics/SLOWFAST_8x8_R50.yaml), and only that gives the
+published count. At any size the head takes the mean over the whole map; the authors' code slides a window of its
+training size and averages the softmax. The last BN of each residual branch starts at zero, as the authors train it
+(from random weights: there is no ImageNet start). Colours are normalised by mean 0.45 and deviation 0.225, as theirs.
 
 Weights: :func:`from_pyslowfast`. MMAction2's SlowFast (resnet3d_slowfast.py, open-mmlab/mmaction2 at 2335a162) has
 neither BN nor ReLU in the lateral connections, so that its checkpoints belong to another network.
@@ -84,17 +86,17 @@ class _Pathway(nn.Module):
 
     Args:
         width: channels of the stem and of the first stage's blocks.
-        lateral: channels that join the input of each stage, as a multiple of ``width`` for the stem's output.
+        lateral: channels that join the stem's output, 0 for none; those that join a stage's grow with its width.
         kernels: along time, of the stem and of each stage's blocks.
     """
 
-    def __init__(self, width: int, lateral: float, kernels: tuple[int, int, int, int, int]) -> None:
+    def __init__(self, width: int, lateral: int, kernels: tuple[int, int, int, int, int]) -> None:
         super().__init__()
         self.stem = _Stem(width, kernels[0])
         channels = width
         for stage, (count, kernel) in enumerate(zip(_BLOCKS, kernels[1:], strict=True)):
             inner = width * 2**stage
-            joined = channels + int(channels * lateral)
+            joined = channels + channels // width * lateral
             blocks = [_Bottleneck(joined, inner, 1 if stage == 0 else 2, kernel)]
             blocks += [_Bottleneck(4 * inner, inner, 1, kernel) for _ in range(count - 1)]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
@@ -158,7 +160,7 @@ class SlowFast(VideoNetwork):
             torch.linspace(0, num_frames - 1, num_frames // alpha, device="cpu").long().tolist()
         )
         fast_width = base_width // _FAST_SHARE
-        self.slow = _Pathway(base_width, 2 / _FAST_SHARE, (1, 1, 1, 3, 3))
+        self.slow = _Pathway(base_width, 2 * fast_width, (1, 1, 1, 3, 3))
         self.fast = _Pathway(fast_width, 0, (5, 3, 3, 3, 3))
         joined = (fast_width, *(4 * fast_width * 2**stage for stage in range(3)))
         self.laterals = nn.ModuleList(_Lateral(channels, fusion_kernel, alpha) for channels in joined)
@@ -248,14 +250,14 @@ def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(key): value for key, value in state.items()}
 
 
-_COLOURS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}
 MODELS = {
     f"slowfast_resnet50_{name}": ModelEntry(
         partial(_slowfast, alpha, fusion_kernel),
         "Feichtenhofer et al. 2019, SlowFast",
         num_frames=32,
         size=256,
-        **_COLOURS,
+        mean=(0.45, 0.45, 0.45),
+        std=(0.225, 0.225, 0.225),
     )
     for name, alpha, fusion_kernel in (("4x16", 8, 5), ("8x8", 4, 7))
 }

@@ -155,8 +155,8 @@ class X3D(VideoNetwork):
         """(N, T, 3, H, W) → (N, 1, 2048)."""
         self.check_clips(clips)
         x = self.stem(clips.transpose(1, 2))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
         x = self.relu(self.bn5(self.conv5(x)))
         features: Tensor = self.relu(self.lin5(x.mean((2, 3, 4), keepdim=True)))
         return features.flatten(1).unsqueeze(1)

@@ -41,7 +41,6 @@ Weights: ``conv2`` keeps the image network's key; ``cstm.weight``, ``cmm.reduce`
 """
 
 import torch
-
 from torch import Tensor, nn
 
 from clipwise import ops

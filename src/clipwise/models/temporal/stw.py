@@ -71,12 +71,14 @@ class SpatioTemporalWeights(nn.Conv2d):
         if self.groups_in_time is not None:
             return ops.shift(features_NTCHW, self.groups_in_time)
         before, now, after = (ops.shift(features_NTCHW, [(self.out_channels, offset)]) for offset in self.offsets)
-        return (before + now + after) / 3
+        mean: Tensor = (before + now + after) / 3
+        return mean
 
     def _weigh(self, y_NTCHW: Tensor) -> Tensor:
         """TWM: (N, T, C, H, W) → (N, T, C, H, W)."""
         assert self.twm is not None
-        return y_NTCHW - y_NTCHW * self.twm(y_NTCHW).sigmoid()
+        weighted: Tensor = y_NTCHW - y_NTCHW * self.twm(y_NTCHW).sigmoid()
+        return weighted
 
     def forward(self, y_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H/stride, W/stride)."""
