@@ -10,9 +10,20 @@ if TYPE_CHECKING:
     from clipwise.evaluation.run import evaluate
     from clipwise.inference.predictor import Predictor, load
     from clipwise.models.registry import create_model, list_models
+    from clipwise.models.temporalize import temporalize
     from clipwise.training.run import train
 
-__all__ = ["Manifest", "Predictor", "__version__", "create_model", "evaluate", "list_models", "load", "train"]
+__all__ = [
+    "Manifest",
+    "Predictor",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load",
+    "temporalize",
+    "train",
+]
 
 # Imported when first asked for: a network alone needs neither Lightning nor a decoder.
 _HOMES = {
@@ -22,6 +33,7 @@ _HOMES = {
     "evaluate": "clipwise.evaluation.run",
     "list_models": "clipwise.models.registry",
     "load": "clipwise.inference.predictor",
+    "temporalize": "clipwise.models.temporalize",
     "train": "clipwise.training.run",
 }
 

@@ -11,7 +11,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run a verb. Exit status: 0 on success, 1 where something the user can mend went wrong, 2 for wrong usage,
     130 after Ctrl-C. ``CLIPWISE_TRACEBACK=1`` shows where an error came from."""
-    from clipwise.cli import data, demo, evaluate, models, predict, train  # noqa: F401  each registers itself
+    from clipwise.cli import data, demo, evaluate, import_weights, models, predict, train  # noqa: F401  each registers itself
 
     try:
         app()

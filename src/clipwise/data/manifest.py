@@ -150,7 +150,7 @@ class Manifest:
             raise ValueError(f"{path}: not a manifest; give a CSV file (.csv), a folder {_LAYOUT}, or a *.pack file")
 
         if pack is None and (root / "classes.txt").is_file():
-            listed = _read_classes(root / "classes.txt")
+            listed = read_classes(root / "classes.txt")
         if classes is not None:
             listed = _distinct(tuple(classes), "classes")
         class_list = tuple(sorted({row.label for row in rows})) if listed is None else listed
@@ -275,7 +275,7 @@ class Manifest:
         optional = [key for key in ("start", "end", "fps", "split") if any(getattr(i, key) is not None for i in self)]
         beside = target.parent / "classes.txt"
         if beside.is_file():
-            if _read_classes(beside) != self.classes:
+            if read_classes(beside) != self.classes:
                 raise ValueError(f"{beside}: lists other classes than {self.source}; write to another folder")
         elif tuple(sorted({self.classes[label] for label in self.labels})) != self.classes:
             _write_text(beside, "".join(f"{name}\n" for name in self.classes))
@@ -439,7 +439,8 @@ def _packed_rows(path: Path, metadata: dict[str, Any]) -> list[_Row]:
     return rows
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The class names of a text file, one a line. Raises ValueError if it cannot be read, is empty or repeats one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from clipwise.config import ViewsConfig
 from clipwise.data.manifest import Manifest, class_list_hash
 from clipwise.evaluation.protocols import Evaluation, evaluate_model
 from clipwise.files import portable_path
+from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run, video
 
 __all__ = ["EvaluationResult", "evaluate"]
@@ -69,7 +70,7 @@ def evaluate(
     precision = precision or (run.config.training.precision if run else "fp32")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     evaluation = evaluate_model(
-        trained.model.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        channels_last(trained.model.to(device)),
         manifest,
         views,
         num_frames=trained.config.num_frames,

@@ -19,6 +19,7 @@ from clipwise.data.decode import DecodeError, Source, open_frames
 from clipwise.data.transforms import Normalise
 from clipwise.evaluation.metrics import mean_softmax
 from clipwise.evaluation.protocols import class_scores
+from clipwise.models.network import channels_last
 
 __all__ = ["Prediction", "Predictor", "load"]
 
@@ -61,7 +62,7 @@ class Predictor:
         views: ViewsConfig | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = checkpoint.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = channels_last(checkpoint.model.to(self.device))
         self.classes = checkpoint.classes
         self.views = views or checkpoint.views
         self.num_frames = checkpoint.config.num_frames

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipwise.models.network import VideoNetwork
+from clipwise.models.resnet import TemporalModule
 from clipwise.models.temporal.layers import TemporalConv
 
 __all__ = ["Stage", "count_macs", "count_parameters", "describe_stages"]
@@ -52,9 +53,9 @@ def describe_stages(model: VideoNetwork, size: int = 224) -> list[Stage]:
     macs = _count(meta)
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str, output: Tensor) -> None:
-        if output.ndim == 5:  # 3D networks hold (N, C, T, H, W)
-            output = output[0].transpose(0, 1)
+    def note(name: str, module: nn.Module, output: Tensor) -> None:
+        if output.ndim == 5:  # temporal modules hold (N, T, C, H, W), 3D networks (N, C, T, H, W)
+            output = output[0] if isinstance(module, TemporalModule) else output[0].transpose(0, 1)
         elif output.ndim == 3:
             output = output[0]
         shapes[name] = tuple(output.shape)
@@ -62,7 +63,7 @@ def describe_stages(model: VideoNetwork, size: int = 224) -> list[Stage]:
     stages = list(meta.stages())
     for name, module in stages:
         last = module[-1] if isinstance(module, nn.ModuleList) else module
-        last.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        last.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
     _run(meta, size, None)
     inside = {name: set(module.modules()) for name, module in stages}
     return [

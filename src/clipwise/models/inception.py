@@ -39,14 +39,13 @@ from clipwise.models.temporal.tam import TemporalAggregation
 from clipwise.models.temporal.tsm import TemporalShift
 from clipwise.ops import fold, temporal_pool, unfold
 
-__all__ = ["IMAGE_KEYS", "MODELS", "Inception", "start_convolutions", "trunk"]
+__all__ = ["BLOCKS", "IMAGE_KEYS", "MODELS", "Inception", "Unit", "trunk"]
 
 IMAGE_KEYS = re.compile(
     r"(conv\d|inception\d[a-e]\.branch\d(\.\d)?)\.(conv|bn)\.(weight|bias|running_mean|running_var)"
 )
 
-# Channels of 1×1 | 1×1, 3×3 | 1×1, 3×3 | 1×1 after the pool.
-_BLOCKS: dict[str, tuple[int, int, int, int, int, int]] = {
+BLOCKS: dict[str, tuple[int, int, int, int, int, int]] = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
     "4a": (192, 96, 208, 16, 48, 64),
@@ -57,9 +56,10 @@ _BLOCKS: dict[str, tuple[int, int, int, int, int, int]] = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
+"""The blocks in running order: channels of 1×1 | 1×1, 3×3 | 1×1, 3×3 | the 1×1 after the pool."""
 
 _POSITIONS = {f"conv{index + 1}": (2, index) for index in range(3)} | {
-    f"inception{name}": (int(name[0]), "abcde".index(name[1])) for name in _BLOCKS
+    f"inception{name}": (int(name[0]), "abcde".index(name[1])) for name in BLOCKS
 }
 
 Unit = Callable[[int, int, int], nn.Module]
@@ -97,7 +97,7 @@ def trunk(
     yield "conv2", unit(64, 64, 1), 64
     yield "conv3", unit(64, 192, 3), 192
     channels = 192
-    for name, widths in _BLOCKS.items():
+    for name, widths in BLOCKS.items():
         if name[1] == "a":
             number = int(name[0]) - 1
             yield f"maxpool{number}", pools[number - 1], channels
@@ -106,18 +106,12 @@ def trunk(
         yield f"inception{name}", layer, channels
 
 
-def start_convolutions(network: nn.Module) -> None:
-    """Kaiming's start (fan out) for every ordinary convolution; temporal modules' own layers keep theirs."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 class _Unit2D(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         stride = 2 if kernel == 7 else 1
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
         self.relu = nn.ReLU(inplace=True)
 
@@ -174,7 +168,6 @@ class Inception(VideoNetwork):
                 self.add_module(beside, module)
                 self._running.append(beside)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        start_convolutions(self)
         self._make_head(channels)
 
     def forward_features(self, clips: Tensor) -> Tensor:

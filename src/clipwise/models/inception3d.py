@@ -17,20 +17,23 @@ exists, so the last one, two frames long and unpadded, leaves T-1 steps.
 
 Decided where the paper is silent: five of the published counts (I3D without temporal pooling: mini-Kinetics and
 mini-MiT at 32 and 64 frames, mini-SSV2 at 64) belong to a last max-pool of 3×3×3, pad 1, which keeps T steps:
-``last_pool="padded"``. All others belong to the default. S3D's temporal convolutions start random, as its authors' do.
+``last_pool="padded"``, as [DA]'s published I3D code has it. All others belong to the default. S3D's 3×1×1 start as the
+identity (there: random), so that its units start as the image network's.
 
 DeepMind's own I3D, with strides in time and TensorFlow's padding, is ``deepmind_i3d.py``.
 
 Weights: the keys are those of torchvision's googlenet, whose 2D kernels are inflated; S3D's 1×3×3 take them as they
 are. S3D's 3×1×1 are ``conv_t`` and ``bn_t`` beside ``conv`` and ``bn``, as in [DA]'s code
-(IBM/action-recognition-pytorch, c88e74b0, models/threed_models/i3d.py and s3d.py), whose checkpoints fit key for key.
+(IBM/action-recognition-pytorch, c88e74b0, models/threed_models/i3d.py and s3d.py), whose checkpoints fit key for key,
+I3D's with ``last_pool="padded"``.
 """
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from clipwise.models.inception import IMAGE_KEYS, Unit, start_convolutions, trunk
+from clipwise.models.inception import IMAGE_KEYS, Unit, trunk
 from clipwise.models.network import HALVES, ModelEntry, VideoNetwork
 
 __all__ = ["MODELS", "Inception3D"]
@@ -42,8 +45,9 @@ class _Unit3D(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
         stride = (1, 2, 2) if kernel[1] == 7 else 1
-        padding = tuple(side // 2 for side in kernel)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         self.bn = nn.BatchNorm3d(out_channels, eps=1e-3)
         self.relu = nn.ReLU(inplace=True)
 
@@ -59,6 +63,8 @@ class _SeparableUnit(_Unit3D):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (1, 3, 3))
         self.conv_t = nn.Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
+        nn.init.dirac_(self.conv_t.weight)
+        self.conv_t.bias = nn.Parameter(torch.zeros(out_channels))
         self.bn_t = nn.BatchNorm3d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,11 +128,10 @@ class Inception3D(VideoNetwork):
             nn.MaxPool3d(2, stride) if last_pool == "unpadded" else nn.MaxPool3d(3, stride, padding=1),
         ]
         self._running: list[str] = []
-        for name, layer, channels in trunk(unit, pools, partial(nn.MaxPool3d, 3, 1, 1)):
+        for name, layer, _ in trunk(unit, pools, partial(nn.MaxPool3d, 3, 1, 1)):
             self.add_module(name, layer)
             self._running.append(name)
-        start_convolutions(self)
-        self._make_head(channels)
+        self._make_head(1024)
 
     def forward_features(self, clips: Tensor) -> Tensor:
         """(N, T, 3, H, W) → (N, T', 1024): pooled features; T' is T-1, T when padded, T/8 with temporal pooling."""
@@ -137,29 +142,11 @@ class Inception3D(VideoNetwork):
         return x.mean(dim=(3, 4)).transpose(1, 2)
 
 
-def _inception3d(
-    unit: Unit,
-    *,
-    num_classes: int,
-    num_frames: int,
-    dropout: float = 0.5,
-    temporal_pooling: bool = False,
-    last_pool: str = "unpadded",
-) -> Inception3D:
-    return Inception3D(
-        unit,
-        num_classes=num_classes,
-        num_frames=num_frames,
-        temporal_pooling=temporal_pooling,
-        last_pool=last_pool,
-        dropout=dropout,
-    )
-
-
 MODELS = {
     name: ModelEntry(
-        partial(_inception3d, unit),
+        partial(Inception3D, unit),
         "Chen et al. 2021, Deep Analysis",
+        options_of=(Inception3D.__init__,),
         mean=HALVES,
         std=HALVES,
         image_backbone="googlenet",

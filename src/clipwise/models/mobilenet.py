@@ -9,22 +9,26 @@ An inverted residual with input x, expansion t and stride s:
     out = x + y where s = 1 and C = C', else y
 
 The first block has t = 1 and no first 1×1. TSM shifts the input of the first 1×1 (an eighth of the channels each way,
-as in ``tsm_resnet50``) in the blocks that have both an expansion and a shortcut: ten of seventeen. The shortcut keeps x.
+as in ``tsm_resnet50``) in the blocks that have both an expansion and a shortcut, ten of seventeen; the
+shortcut keeps x.
 
-Counts: 2.406 GMACs for 8 frames at 224². MMAction2 prints 3.269 G for them, with 2.736 M parameters (400 classes); the
-parameters are equal, and the figure is that of 256² with BN counted too: 3.143 G of it are convolutions.
+Counts: 3,504,872 parameters with 1000 classes, as torchvision's; 299.5 MMACs of convolutions for an image of 224² (the
+300.8 M one reads elsewhere add the fc), 2.396 G for eight. MMAction2 prints 3.269 G and 2.736 M (400 classes) for TSM
+on it: those are eight images of 256², 3.129 G in convolutions, and two operations for each value that a BN puts out.
 
 Weights: the keys are torchvision's (``features.1.conv.0.0.weight``), so its ImageNet file loads, ``classifier.1`` being
-``fc`` here. The others' names, same shapes and directions of shift, in a block with expansion:
-- mit-han-lab/temporal-shift-module, archs/mobilenet_v2.py, commit d6da93d: the block's layers stand in one row,
-  ``conv.0``, ``.1`` the 1×1 and its BN, ``conv.3``, ``.4`` the depthwise 3×3, ``conv.6``, ``.7`` the last 1×1
-  (``conv.0``, ``.1``, ``.3``, ``.4`` without expansion); shifted, ``conv.0`` is ``conv.0.net``.
-- open-mmlab/mmaction2, mmaction/models/backbones/mobilenet_v2.py, commit COMMIT: ``conv1`` the stem, ``layerS.B.conv.I.conv``
-  and ``.bn`` for ``features.N.conv.I``, ``conv2`` the last 1×1; shifted, ``conv.0.conv`` is ``conv.0.net.conv``.
+``fc`` here. Others' names for the same tensors, the shift's directions being the same:
+- mit-han-lab/temporal-shift-module, archs/mobilenet_v2.py, commit d6da93d: a block's layers stand in one row, 1×1
+  ``conv.0``, BN ``conv.1``, 3×3 ``conv.3``, BN ``conv.4``, 1×1 ``conv.6``, BN ``conv.7`` (without expansion 3×3
+  ``conv.0``, ``conv.1``, 1×1 ``conv.3``, ``conv.4``); where it shifts, ``conv.0`` is ``conv.0.net``.
+- open-mmlab/mmaction2, mmaction/models/backbones/mobilenet_v2.py, commit 06c11e3: the stem is ``conv1``, the last 1×1
+  ``conv2``, the blocks ``layer1.0`` to ``layer7.0`` with ``conv.0.conv``, ``conv.0.bn`` and so on, the last 1×1 and its
+  BN too being one such pair; where it shifts, ``conv.0.conv`` is ``conv.0.net.conv``.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +58,9 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, gro
 
 
 class _InvertedResidual(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, shift: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, expansion: int, shift: Callable[[int], nn.Module] | None
+    ) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.conv = nn.Sequential(
@@ -64,7 +70,7 @@ class _InvertedResidual(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
         self.shortcut = stride == 1 and in_channels == out_channels
-        self.tsm = TemporalShift(in_channels) if shift and self.shortcut and expansion > 1 else None
+        self.tsm = shift(in_channels) if shift and self.shortcut and expansion > 1 else None
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, C', H/stride, W/stride)."""
@@ -79,7 +85,8 @@ class MobileNetV2(VideoNetwork):
     Args:
         num_classes: outputs of ``fc``.
         num_frames: T of a clip, any number.
-        shift: whether the residual blocks with expansion shift their input in time.
+        shift: makes the module, from its channels, that the residual blocks with expansion apply to their input in
+            time; None for none.
         dropout: probability before ``fc``.
         width: the paper's width multiplier; channels are rounded to multiples of 8, the last 1280 shrink never.
 
@@ -90,7 +97,13 @@ class MobileNetV2(VideoNetwork):
     image_keys = re.compile(r"features\.[\d.]+(conv\.[\d.]+)?(weight|bias|running_mean|running_var)")
 
     def __init__(
-        self, *, num_classes: int, num_frames: int, shift: bool, dropout: float = 0.5, width: float = 1.0
+        self,
+        *,
+        num_classes: int,
+        num_frames: int,
+        shift: Callable[[int], nn.Module] | None,
+        dropout: float = 0.5,
+        width: float = 1.0,
     ) -> None:
         super().__init__(num_classes=num_classes, num_frames=num_frames, dropout=dropout)
         if width <= 0:
@@ -129,25 +142,24 @@ class MobileNetV2(VideoNetwork):
         first = 1
         for _, _, count, _ in _STAGES:
             last = first + count - 1
-            yield f"features.{first}" + (f"-{last}" if count > 1 else ""), self.features[last]
+            yield f"features.{first}" + (f"-{last}" if count > 1 else ""), self.features[first : last + 1]
             first = last + 1
         yield f"features.{first}", self.features[first]
         yield "avgpool", self.avgpool
         yield "fc", self.fc
 
 
-def tsn_mobilenet_v2(
-    *, num_classes: int, num_frames: int, dropout: float = 0.5, width: float = 1.0
-) -> MobileNetV2:
+def tsn_mobilenet_v2(*, num_classes: int, num_frames: int, dropout: float = 0.5, width: float = 1.0) -> MobileNetV2:
     """MobileNetV2 frame by frame."""
-    return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=False, dropout=dropout, width=width)
+    return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=None, dropout=dropout, width=width)
 
 
 def tsm_mobilenet_v2(
-    *, num_classes: int, num_frames: int, dropout: float = 0.5, width: float = 1.0
+    *, num_classes: int, num_frames: int, dropout: float = 0.5, width: float = 1.0, causal: bool = False
 ) -> MobileNetV2:
-    """MobileNetV2 with temporal shift."""
-    return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=True, dropout=dropout, width=width)
+    """MobileNetV2 with temporal shift; ``causal`` as in :func:`~clipwise.models.temporal.tsm.tsm`."""
+    shift = partial(TemporalShift, causal=causal)
+    return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=shift, dropout=dropout, width=width)
 
 
 MODELS = {

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ModelEntry", "ModuleEntry", "VideoNetwork", "inflate", "pooling_kind"]
+__all__ = ["ModelEntry", "ModuleEntry", "VideoNetwork", "channels_last", "inflate", "pooling_kind"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -128,6 +128,17 @@ class ModuleEntry:
     slot: Callable[..., Any] | None
     """(BlockSpec, **options) → Slot; None adds nothing."""
     paper: str
+
+
+def channels_last(model: VideoNetwork) -> VideoNetwork:
+    """Lay the 2D kernels out as convolutions are fastest with them, in place; 3D kernels stay as they are.
+
+    ``model.to(memory_format=torch.channels_last)`` refuses a network that has 3D kernels.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def inflate(weight: Tensor, shape: torch.Size) -> Tensor:

@@ -10,14 +10,27 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from clipwise.models import resnet3d, torchvision_video
+from clipwise.models import (
+    deepmind_i3d,
+    eco,
+    inception,
+    inception3d,
+    mobilenet,
+    resnet3d,
+    slowfast,
+    tea,
+    torchvision_video,
+    trn,
+    x3d,
+)
 from clipwise.models.network import ModelEntry, ModuleEntry, VideoNetwork, pooling_kind
 from clipwise.models.placement import placed_in
-from clipwise.models.resnet import ResNet, resnet_depths
-from clipwise.models.temporal import stc, stm, stw, tam, tsm
+from clipwise.models.resnet import BlockSpec, ResNet, Slot, resnet_depths
+from clipwise.models.temporal import c3d, gst, p3d, stc, stm, stw, tam, tanet, teinet, tin, tsm
+from clipwise.models.temporal.nonlocal_block import with_nonlocal
 from clipwise.models.weights import load_weights
 
-__all__ = ["create_model", "list_models", "model_entry", "model_options"]
+__all__ = ["check_options", "create_model", "list_models", "model_entry", "model_options", "temporal_modules"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +42,28 @@ _MODULES: dict[str, ModuleEntry] = {
     **stm.MODULES,
     **stc.MODULES,
     **stw.MODULES,
+    **gst.MODULES,
+    **c3d.MODULES,
+    **p3d.MODULES,
+    **tin.MODULES,
+    **tanet.MODULES,
+    **teinet.MODULES,
 }
 
 # Families with networks of their own.
-_FAMILIES: tuple[dict[str, ModelEntry], ...] = (resnet3d.MODELS, torchvision_video.MODELS)
+_FAMILIES: tuple[dict[str, ModelEntry], ...] = (
+    resnet3d.MODELS,
+    torchvision_video.MODELS,
+    inception.MODELS,
+    inception3d.MODELS,
+    deepmind_i3d.MODELS,
+    tea.MODELS,
+    mobilenet.MODELS,
+    trn.MODELS,
+    eco.MODELS,
+    slowfast.MODELS,
+    x3d.MODELS,
+)
 
 
 def _resnet(
@@ -47,21 +78,30 @@ def _resnet(
     temporal_pooling: bool | str = False,
     caffe_stride: bool = False,
     base_width: int = 64,
+    nonlocal_blocks: bool = False,
     **module_options: Any,
 ) -> ResNet:
     if module_options.get("causal") and temporal_pooling:
         raise ValueError(
             f"causal and {temporal_pooling = } exclude each other: the pooling reads the next frame; leave one out"
         )
+    if module_options.get("causal") and nonlocal_blocks:
+        raise ValueError(
+            "causal and nonlocal_blocks exclude each other: attention reads every frame of the clip; leave one out"
+        )
     # TSM's authors shift every other block once a stage is as long as ResNet-101's conv4_x.
     usual = "alternate" if module == "tsm" and depth >= 101 else "all"
     slot = _MODULES[module].slot
+    temporal: Callable[[BlockSpec], Slot] | None = partial(slot, **module_options) if slot else None
+    placed = placed_in(stages, placement or usual)
+    if nonlocal_blocks:
+        temporal, placed = with_nonlocal(temporal, placed)
     return ResNet(
         depth,
         num_classes=num_classes,
         num_frames=num_frames,
-        temporal=partial(slot, **module_options) if slot else None,
-        placed=placed_in(stages, placement or usual),
+        temporal=temporal,
+        placed=placed,
         temporal_pooling=pooling_kind(temporal_pooling),
         dropout=dropout,
         caffe_stride=caffe_stride,
@@ -112,17 +152,40 @@ def _check_types(name: str, function: Callable[..., Any], options: dict[str, Any
             )
 
 
+def check_options(name: str, functions: Sequence[Callable[..., Any]], options: dict[str, Any]) -> None:
+    """Refuse what is no keyword-only parameter of these functions, or of another type.
+
+    Raises:
+        ValueError: for such an option; ``name`` opens the message.
+    """
+    known = {key for function in functions for key in _keywords(function)} - {"num_classes", "num_frames"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
+    for function in functions:
+        _check_types(name, function, options)
+
+
+def temporal_modules() -> dict[str, ModuleEntry]:
+    """The temporal modules of residual blocks by the first part of their networks' names."""
+    return dict(_MODULES)
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the networks that match a shell-style pattern, in alphabetical order."""
     return sorted(fnmatch.filter(_MODELS, pattern))
 
 
-def model_entry(name: str) -> ModelEntry:
-    """What is registered under a name.
+def model_entry(name: str, backbone: str | None = None) -> ModelEntry:
+    """What is registered under a name, or what a temporal module's name means on a ``backbone`` of timm.
 
     Raises:
         ValueError: if nothing is; the message gives the nearest names.
     """
+    if backbone is not None:
+        from clipwise.models.temporalize import timm_entry
+
+        return timm_entry(name, backbone)
     if name not in _MODELS:
         near = difflib.get_close_matches(name, _MODELS, n=6, cutoff=0.6)
         raise ValueError(
@@ -152,6 +215,7 @@ def create_model(
     num_frames: int | None = None,
     weights: str | Path | None = None,
     reset_head: bool = False,
+    backbone: str | None = None,
     **options: Any,
 ) -> VideoNetwork:
     """Build a network by name.
@@ -161,8 +225,11 @@ def create_model(
         num_classes: classes of its head.
         num_frames: T, frames a clip; the network's usual number when None, which is 8 unless ``clipwise models`` says
             otherwise.
-        weights: ``"imagenet"`` for torchvision's file, or the path of a weight file; what matched is logged.
+        weights: ``"imagenet"`` for torchvision's file (timm's for its backbones), or the path of a weight file; what
+            matched is logged.
         reset_head: leave the file's head where it has another number of classes, which is refused otherwise.
+        backbone: ``"timm/NAME"`` puts the temporal module called ``name`` (``"tsm"``) into that network of timm; see
+            :func:`clipwise.temporalize`.
         options: for every network ``dropout`` (0.5); besides it the keywords of its family (``stages``, ``placement``,
             ``temporal_pooling``, ``base_width`` …) and of its temporal module, such as STC's ``alpha`` or STM's
             ``modules``.
@@ -173,13 +240,8 @@ def create_model(
     Raises:
         ValueError: for a name, option or value that does not exist, or a weight file that does not fit.
     """
-    entry = model_entry(name)
-    known = model_options(name)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{name} has no option {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
-    for function in _option_functions(entry):
-        _check_types(name, function, options)
+    entry = model_entry(name, backbone)
+    check_options(name, _option_functions(entry), options)
     model = entry.build(
         num_classes=num_classes, num_frames=entry.num_frames if num_frames is None else num_frames, **options
     )

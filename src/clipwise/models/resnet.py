@@ -25,6 +25,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import VideoNetwork
 from clipwise.ops import fold, temporal_pool, unfold
 
@@ -257,7 +258,7 @@ class ResNet(VideoNetwork):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         for module in self.modules():
             # Exactly these: a temporal module's own layers have the start that its paper gives them.
-            if isinstance(module, nn.Conv2d | nn.Conv3d) and type(module) in (nn.Conv2d, nn.Conv3d):
+            if isinstance(module, nn.Conv2d | nn.Conv3d) and type(module) in (nn.Conv2d, Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self._make_head(channels)
 

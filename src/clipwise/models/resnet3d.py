@@ -17,11 +17,12 @@ Decided here: squeeze-excitation (Hu et al. 2018) pools over T, H and W, reduces
 branch's output just before the addition. In S3D the image network's BN follows the 1×3×3, the 3×1×1 starts as the
 identity and the BN after it is new, so that a bottleneck starts as the image network's; in a basic block one ReLU more
 stands before the addition. ``caffe_stride`` moves a bottleneck's stride in space to its first 1×1, not that in time.
+Non-local blocks stand where :mod:`~clipwise.models.temporal.nonlocal_block` has them in the 2D networks.
 
 Weights: the keys are torchvision's ResNet's with 5-D kernels, so an ImageNet file is inflated as it is; beside them
-S3D has ``conv2_t.weight`` and ``bn2_t`` (basic blocks also ``conv1_t``, ``bn1_t``) and squeeze-excitation ``se``.
-The authors' files have the same keys but for ``se`` (IBM/action-recognition-pytorch at c88e74b,
-``models/threed_models/i3d_resnet.py`` and ``s3d_resnet.py``).
+S3D has ``conv2_t.weight`` and ``bn2_t`` (basic blocks also ``conv1_t``, ``bn1_t``), squeeze-excitation ``se`` and a
+non-local block ``nonlocal_block``. The authors' files have the same keys, without the last two
+(IBM/action-recognition-pytorch at c88e74b, ``models/threed_models/i3d_resnet.py`` and ``s3d_resnet.py``).
 """
 
 import re
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from clipwise.models.network import ModelEntry, VideoNetwork
 from clipwise.models.resnet import _LAYERS, resnet_depths
+from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
 __all__ = ["MODELS", "ResNet3d"]
 
@@ -62,6 +64,7 @@ class _Block(nn.Module):
         frame_stride: int,
         caffe_stride: bool,
         squeeze_excitation: bool,
+        nonlocal_block: bool,
     ) -> None:
         super().__init__()
         sizes, channels = [3, 3], [in_channels, width, width]
@@ -96,10 +99,11 @@ class _Block(nn.Module):
                 nn.Conv3d(in_channels, channels[-1], 1, (frame_stride, stride, stride), bias=False),
                 nn.BatchNorm3d(channels[-1]),
             )
+        self.nonlocal_block = NonLocalBlock(channels[-1]) if nonlocal_block else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) → (N, C', T/frame_stride, H/stride, W/stride)."""
-        out = x
+        out: Tensor = x
         for number in range(1, self.convolutions + 1):
             out = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(out))
             if hasattr(self, f"conv{number}_t"):
@@ -108,8 +112,10 @@ class _Block(nn.Module):
                 out = self.relu(out)
         if self.se is not None:
             out = self.se(out)
-        result: Tensor = self.relu(out + (x if self.downsample is None else self.downsample(x)))
-        return result
+        out = self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        if self.nonlocal_block is not None:
+            out = self.nonlocal_block(out.transpose(1, 2)).transpose(1, 2)
+        return out
 
 
 class ResNet3d(VideoNetwork):
@@ -123,6 +129,7 @@ class ResNet3d(VideoNetwork):
         dropout: probability before ``fc``.
         temporal_pooling: stride 2 in time in stages 3, 4 and 5; T must then be a multiple of 8.
         squeeze_excitation: gate the channels of each residual branch.
+        nonlocal_blocks: add non-local blocks, two in stage 3 and three in stage 4 (ResNet-18: two).
         caffe_stride: a bottleneck's stride in space on its first 1×1.
         base_width: channels of the stem and of the first stage's blocks, 64 in the paper.
 
@@ -142,6 +149,7 @@ class ResNet3d(VideoNetwork):
         dropout: float = 0.5,
         temporal_pooling: bool = False,
         squeeze_excitation: bool = False,
+        nonlocal_blocks: bool = False,
         caffe_stride: bool = False,
         base_width: int = 64,
     ) -> None:
@@ -159,12 +167,14 @@ class ResNet3d(VideoNetwork):
         self.bn1 = nn.BatchNorm3d(base_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
+        positions = [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
+        followed = nonlocal_positions(positions) if nonlocal_blocks else set()
         channels = base_width
-        for stage, count in enumerate(blocks):
+        for stage, count in enumerate(blocks, start=2):
             layer = nn.Sequential()
-            width = base_width * 2**stage
+            width = base_width * 2 ** (stage - 2)
             for index in range(count):
-                opens = stage > 0 and index == 0
+                opens = stage > 2 and index == 0
                 block = _Block(
                     channels,
                     width,
@@ -174,10 +184,11 @@ class ResNet3d(VideoNetwork):
                     frame_stride=2 if opens and temporal_pooling else 1,
                     caffe_stride=caffe_stride,
                     squeeze_excitation=squeeze_excitation,
+                    nonlocal_block=(stage, index) in followed,
                 )
                 layer.append(block)
                 channels = width * (4 if kind == "bottleneck" else 1)
-            self.add_module(f"layer{stage + 1}", layer)
+            self.add_module(f"layer{stage - 1}", layer)
         self.avgpool = nn.AdaptiveAvgPool3d((None, 1, 1))
         for module in self.modules():
             if isinstance(module, nn.Conv3d):

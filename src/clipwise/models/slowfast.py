@@ -22,8 +22,9 @@ published count. At any size the head takes the mean over the whole map; the aut
 training size and averages the softmax. The last BN of each residual branch starts at zero, as the authors train it
 (from random weights: there is no ImageNet start). Colours are normalised by mean 0.45 and deviation 0.225, as theirs.
 
-Weights: :func:`from_pyslowfast`. MMAction2's SlowFast (resnet3d_slowfast.py, open-mmlab/mmaction2 at 2335a162) has
-neither BN nor ReLU in the lateral connections, so that its checkpoints belong to another network.
+Weights: :func:`from_pyslowfast`, :func:`from_pytorchvideo`. MMAction2's SlowFast (open-mmlab/mmaction2 at 2335a162,
+mmaction/models/backbones/resnet3d_slowfast.py) has neither BN nor ReLU in the lateral connections, so its checkpoints
+belong to another network.
 """
 
 import re
@@ -33,9 +34,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
 
-__all__ = ["MODELS", "SlowFast", "from_pyslowfast"]
+__all__ = ["MODELS", "SlowFast", "from_pyslowfast", "from_pytorchvideo"]
 
 _BLOCKS = (3, 4, 6, 3)
 _FAST_SHARE = 8  # 1/β
@@ -44,7 +46,7 @@ _FAST_SHARE = 8  # 1/β
 class _Stem(nn.Module):
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(3, width, (kernel, 7, 7), (1, 2, 2), padding=(kernel // 2, 3, 3), bias=False)
+        self.conv = Conv3d(3, width, (kernel, 7, 7), (1, 2, 2), padding=(kernel // 2, 3, 3), bias=False)
         self.bn = nn.BatchNorm3d(width)
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
@@ -59,17 +61,17 @@ class _Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, kernel: int) -> None:
         super().__init__()
         out_channels = 4 * width
-        self.conv1 = nn.Conv3d(in_channels, width, (kernel, 1, 1), padding=(kernel // 2, 0, 0), bias=False)
+        self.conv1 = Conv3d(in_channels, width, (kernel, 1, 1), padding=(kernel // 2, 0, 0), bias=False)
         self.bn1 = nn.BatchNorm3d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), (1, stride, stride), padding=(0, 1, 1), bias=False)
+        self.conv2 = Conv3d(width, width, (1, 3, 3), (1, stride, stride), padding=(0, 1, 1), bias=False)
         self.bn2 = nn.BatchNorm3d(width)
-        self.conv3 = nn.Conv3d(width, out_channels, 1, bias=False)
+        self.conv3 = Conv3d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm3d(out_channels)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(out_channels)
+                Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class _Lateral(nn.Module):
 
     def __init__(self, channels: int, kernel: int, alpha: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(
+        self.conv = Conv3d(
             channels, 2 * channels, (kernel, 1, 1), (alpha, 1, 1), padding=(kernel // 2, 0, 0), bias=False
         )
         self.bn = nn.BatchNorm3d(2 * channels)
@@ -248,6 +250,28 @@ def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return key
 
     return {renamed(key): value for key, value in state.items()}
+
+
+def from_pytorchvideo(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """PyTorchVideo's state dict of a SlowFast-R50 under this network's keys; see :func:`from_pyslowfast`.
+
+    Names and shapes: facebookresearch/pytorchvideo, pytorchvideo/models/ slowfast.py and x3d.py (for the blocks' names)
+    at 124e1323, net.py at 173ba051. Its zoo's files, whose tensors are under ``model_state``, are PyTorch's own.
+    """
+
+    def as_pyslowfast(key: str) -> str:
+        key = key.replace("blocks.6.proj.", "head.projection.")
+        key = re.sub(r"^blocks\.([0-4])\.", lambda match: f"s{int(match[1]) + 1}.", key)
+        key = key.replace(".multipathway_fusion.conv_fast_to_slow.", "_fuse.conv_f2s.")
+        key = key.replace(".multipathway_fusion.norm.", "_fuse.bn.")
+        key = re.sub(r"^s1\.multipathway_blocks\.(\d)\.", r"s1.pathway\1_stem.", key).replace(
+            "_stem.norm.", "_stem.bn."
+        )
+        key = re.sub(r"\.multipathway_blocks\.(\d)\.res_blocks\.(\d+)\.", r".pathway\1_res\2.", key)
+        key = key.replace(".branch1_conv.", ".branch1.").replace(".branch1_norm.", ".branch1_bn.")
+        return re.sub(r"\.branch2\.norm_([abc])\.", r".branch2.\1_bn.", key.replace(".branch2.conv_", ".branch2."))
+
+    return from_pyslowfast({as_pyslowfast(key): value for key, value in state.items()})
 
 
 MODELS = {

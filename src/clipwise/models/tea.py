@@ -80,7 +80,13 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(width * _SCALE)
         self.relu = nn.ReLU(inplace=True)
         self.me = MotionExcitation(width * _SCALE)
-        self.mta = nn.ModuleList(TemporalConv(width, groups=width) for _ in range(_SCALE))
+        mta = [TemporalConv(width, groups=width) for _ in range(_SCALE)]
+        for tconv in mta[:-1]:
+            tconv.start_as_shift(previous=0, next_=0)
+        mta[-1].start_as_shift(previous=width // 2, next_=width - width // 2)
+        with torch.no_grad():  # the authors' halves are the other way round: the next frame first
+            mta[-1].weight.copy_(mta[-1].weight.flip(-1))
+        self.mta = nn.ModuleList(mta)
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, stride, padding=1, bias=False) for _ in range(_SCALE - 1))
         self.bns = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(_SCALE - 1))
         self.pool = nn.AvgPool2d(3, stride, padding=1) if opens_stage else nn.Identity()
@@ -91,14 +97,6 @@ class _Block(nn.Module):
             if opens_stage
             else None
         )
-        with torch.no_grad():
-            for tconv in self.mta:
-                tconv.weight.zero_()
-                tconv.weight[:, 0, 1] = 1.0
-            last = self.mta[-1].weight
-            last.zero_()
-            last[: width // 2, 0, 2] = 1.0
-            last[width // 2 :, 0, 0] = 1.0
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, 4·planes, H/stride, W/stride)."""

@@ -18,13 +18,14 @@ Xie et al., *Rethinking spatiotemporal feature learning* (ECCV 2018)::
                      stem 7×7×7 separated so, stride 2 in time too; the last two of four max-pools stride 2 in time
 
 Its head averages windows of 2×7×7 before it classifies, so the first and the last time step count half. Where the map
-is smaller than a window – images below 193 pixels, clips below 14 frames – torchvision's network fails, and this one
-takes the window as large as the map. BN's momentum is PyTorch's 0.1, not the 0.001 there, with which a short training
-leaves the running statistics where they began. The module S3D on Inception-v1 of the Deep Analysis paper is another network.
+is smaller than a window – images below 209 pixels, clips below 13 frames – torchvision's network fails, and this one
+takes the window as large as the map. Kernels start as Kaiming's, as in the other three, and BN's momentum is PyTorch's
+0.1, not the 0.001 there, with which a short training leaves the running statistics where they began. Deep Analysis's
+S3D on Inception-v1 (``s3d_inception_v1``) is another network.
 
 Weights: keys and shapes are those of pytorch/vision, ``torchvision/models/video/resnet.py`` at d075d13 and ``s3d.py``
 at cae3e71, but for S3D's ``classifier.1``, a convolution there and ``fc`` here; its file is renamed as it is read.
-The files were trained at 112 pixels on 16 frames (S3D: 224 pixels, tested on 128 frames at 15 per second).
+They are meant for 16 frames of 112 pixels (S3D: 128 frames of 224 pixels, at 15 a second).
 """
 
 import re
@@ -149,7 +150,7 @@ def _unit(
     inputs: int, outputs: int, size: tuple[int, int, int] = (1, 1, 1), stride: tuple[int, int, int] = (1, 1, 1)
 ) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, size, stride, padding=tuple(k // 2 for k in size), bias=False),
+        nn.Conv3d(inputs, outputs, size, stride, padding=(size[0] // 2, size[1] // 2, size[2] // 2), bias=False),
         nn.BatchNorm3d(outputs, eps=0.001),
         nn.ReLU(inplace=True),
     )
@@ -213,14 +214,19 @@ class TorchvisionS3D(VideoNetwork):
             _InceptionBlock(832, 256, 160, 320, 32, 128, 128),
             _InceptionBlock(832, 384, 192, 384, 48, 128, 128),
         )
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self._make_head(1024)
 
     def forward_features(self, clips: Tensor) -> Tensor:
         """(N, T, 3, H, W) → (N, T', 1024): features of each window of two of the T/8 time steps."""
         self.check_clips(clips)
         x = self.features(clips.transpose(1, 2))
-        window = tuple(min(size, extent) for size, extent in zip((2, 7, 7), x.shape[2:], strict=True))
-        return F.avg_pool3d(x, window, stride=1).mean((3, 4)).transpose(1, 2)
+        channels, frames, height, width = x.shape[1:]
+        # Space before time: PyTorch has no avg_pool3d in bf16 on a CPU.
+        x = F.avg_pool2d(x.flatten(1, 2), (min(7, height), min(7, width)), stride=1).mean((2, 3))
+        return F.avg_pool1d(x.unflatten(1, (channels, frames)), min(2, frames), stride=1).transpose(1, 2)
 
     def from_image(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchvision's state dict under this network's keys: its classifier is a 1×1×1 convolution."""

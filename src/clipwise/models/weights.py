@@ -2,22 +2,20 @@
 
 import http.client
 import os
-import pickle
 import re
 import shutil
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clipwise.files import file_sha256, written_whole
+from clipwise.models.files import read_weight_file
 from clipwise.models.network import VideoNetwork, inflate
 
-__all__ = ["LoadReport", "imagenet_file", "load_weights", "read_state_dict"]
+__all__ = ["LoadReport", "grouped", "imagenet_file", "load_weights", "read_state_dict"]
 
 # torchvision's IMAGENET1K_V1 files, which the papers start from; the eight digits open the file's SHA-256.
 _IMAGENET = {
@@ -30,6 +28,15 @@ _IMAGENET = {
     "mobilenet_v2": "mobilenet_v2-b0353104.pth",
 }
 _IMAGENET_ADDRESS = "https://download.pytorch.org/models/"
+
+
+def grouped(keys: Iterable[str]) -> str:
+    """Keys for a message. Blocks repeat the same parts: ``layer*.*.cmm.reduce.weight (16)`` says it once."""
+    groups: dict[str, int] = {}
+    for key in keys:
+        pattern = re.sub(r"\b(layer)?\d+\b", lambda match: f"{match[1] or ''}*", key)
+        groups[pattern] = groups.get(pattern, 0) + 1
+    return ", ".join(f"{key} ({count})" if count > 1 else key for key, count in groups.items()) or "none"
 
 
 @dataclass(frozen=True)
@@ -48,23 +55,16 @@ class LoadReport:
     """The file's keys that nothing took."""
 
     def __str__(self) -> str:
-        def named(keys: tuple[str, ...]) -> str:
-            # Blocks repeat the same parts: `layer*.*.cmm.reduce.weight (16)` says it once.
-            groups: dict[str, int] = {}
-            for key in keys:
-                pattern = re.sub(r"\b(layer)?\d+\b", lambda match: f"{match[1] or ''}*", key)
-                groups[pattern] = groups.get(pattern, 0) + 1
-            return ", ".join(f"{key} ({count})" if count > 1 else key for key, count in groups.items()) or "none"
-
         return (
             f"weights from {self.source}: {len(self.matched)} tensors matched, {len(self.derived)} derived\n"
-            f"  new in the network: {named(self.new)}\n"
-            f"  left in the file:   {named(self.left)}"
+            f"  new in the network: {grouped(self.new)}\n"
+            f"  left in the file:   {grouped(self.left)}"
         )
 
 
 def imagenet_file(backbone: str) -> Path:
-    """torchvision's ImageNet file of a backbone such as ``resnet50``, downloaded once and checked by its hash.
+    """torchvision's ImageNet file of a backbone such as ``resnet50``, downloaded once and checked by its hash; of
+    ``timm/NAME`` the weights that timm fetches.
 
     It is kept under ``$CLIPWISE_CACHE``, or ``~/.cache/clipwise``.
 
@@ -72,11 +72,15 @@ def imagenet_file(backbone: str) -> Path:
         ValueError: if there is none for this backbone, or the download's hash is wrong.
         ConnectionError: if it is neither cached nor can be fetched; the message says where to put it by hand.
     """
+    folder = Path(os.environ.get("CLIPWISE_CACHE", "~/.cache/clipwise")).expanduser()
+    if backbone.startswith("timm/"):
+        from clipwise.models.temporalize import timm_file
+
+        return timm_file(backbone, folder)
     if backbone not in _IMAGENET:
         raise ValueError(f"no ImageNet weights are known for {backbone!r}; there are {', '.join(_IMAGENET)}")
     name = _IMAGENET[backbone]
     digits = name.rsplit("-", 1)[1].removesuffix(".pth")
-    folder = Path(os.environ.get("CLIPWISE_CACHE", "~/.cache/clipwise")).expanduser()
     target = folder / name
     if target.is_file():
         _check_hash(target, digits)
@@ -106,35 +110,14 @@ def _check_hash(file: Path, digits: str) -> None:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a PyTorch file read with ``weights_only=True``.
+    """The tensors of a weight file: safetensors, NumPy's, or PyTorch's read with ``weights_only=True``.
 
     A PyTorch file may hold the tensors themselves or a dictionary with them under ``state_dict``.
 
     Raises:
         ValueError: if the file is missing, damaged, holds no tensors, or is a pickle that would run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such weight file")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused, for it is a pickle that would run code or is no weight file; save the state dict "
-            "alone, as safetensors or with torch.save(model.state_dict(), ...)"
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable PyTorch file ({error}); fetch or write it again") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: holds no state dict, a mapping of names to tensors")
-    return content
+    return read_weight_file(path).tensors
 
 
 def load_weights(
@@ -165,7 +148,7 @@ def load_weights(
     if source == "imagenet":
         if image_backbone is None:
             raise ValueError(
-                f"{name} has no ImageNet start: its authors train it from random weights; leave weights out"
+                f"{name} has no ImageNet file: give the path of a weight file, or leave weights out (null in a recipe)"
             )
         path = imagenet_file(image_backbone)
     else:

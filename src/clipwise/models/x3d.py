@@ -13,16 +13,16 @@ One 3D network, thin (24 channels in its stem) and without stride in time:
     S   blocks 3, 5, 11, 7    13 frames of 160²         M   the same, 16 frames of 224²
     L   blocks 5, 10, 25, 15  16 frames of 312²
 
-Counts: the convolutions of the whole network with SE's and the head's, at the training crop and with 400 classes, are
-S 1.96 G and 3.79 M, M 4.73 G and 3.79 M, L 18.37 G and 6.15 M: PySlowFast's MODEL_ZOO.md (c6b7655f) prints 1.96 G, 4.73 G,
-18.37 G and 3.8, 3.8, 6.2 M. At the test crop of 182², S has 2.96 G and M at 256² has 6.72 G, where PyTorchVideo's
-table (docs/source/model_zoo.md at 93bd0fa0) prints 2.96 and 6.72.
+Counts: all convolutions, SE's and the head's among them, at these sizes with 400 classes. S 1.96 G, M 4.73 G and
+L 18.37 G, with 3.79, 3.79 and 6.15 M parameters, are what PySlowFast's MODEL_ZOO.md (at c6b7655f) prints: 1.96, 4.73,
+18.37 G and 3.8, 3.8, 6.2 M. PyTorchVideo's table (docs/source/model_zoo.md at 93bd0fa0) has 2.96 G for S and 6.72 G
+for M at the test crops of 182² and 256²; the convolutions alone come to 2.72 and 6.18 G there.
 
 Decided: the head takes the mean over the whole map at any size; the authors' code slides the window of its training
 size and averages the softmax. The last BN of each residual branch starts at zero, as the authors train it (from
 random weights; there is no ImageNet start). Colours are normalised by mean 0.45 and deviation 0.225, as theirs.
 
-Weights: :func:`from_pyslowfast`.
+Weights: :func:`from_pyslowfast`, :func:`from_mmaction2`.
 """
 
 import re
@@ -31,9 +31,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
 
-__all__ = ["MODELS", "X3D", "from_pyslowfast"]
+__all__ = ["MODELS", "X3D", "from_mmaction2", "from_pyslowfast"]
 
 _EXPANSION = 2.25
 _HEAD_WIDTH = 2048
@@ -50,9 +51,9 @@ class _SqueezeExcitation(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         squeezed = _squeezed(channels)
-        self.fc1 = nn.Conv3d(channels, squeezed, 1)
+        self.fc1 = Conv3d(channels, squeezed, 1)
         self.relu = nn.ReLU(inplace=True)
-        self.fc2 = nn.Conv3d(squeezed, channels, 1)
+        self.fc2 = Conv3d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) → (N, C, T, H, W)."""
@@ -63,8 +64,8 @@ class _SqueezeExcitation(nn.Module):
 class _Stem(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv_xy = nn.Conv3d(3, width, (1, 3, 3), (1, 2, 2), padding=(0, 1, 1), bias=False)
-        self.conv_t = nn.Conv3d(width, width, (5, 1, 1), padding=(2, 0, 0), groups=width, bias=False)
+        self.conv_xy = Conv3d(3, width, (1, 3, 3), (1, 2, 2), padding=(0, 1, 1), bias=False)
+        self.conv_t = Conv3d(width, width, (5, 1, 1), padding=(2, 0, 0), groups=width, bias=False)
         self.bn = nn.BatchNorm3d(width)
         self.relu = nn.ReLU(inplace=True)
 
@@ -78,19 +79,19 @@ class _Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, squeeze: bool) -> None:
         super().__init__()
         inner = int(_EXPANSION * out_channels)
-        self.conv1 = nn.Conv3d(in_channels, inner, 1, bias=False)
+        self.conv1 = Conv3d(in_channels, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm3d(inner)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv3d(inner, inner, 3, (1, stride, stride), padding=1, groups=inner, bias=False)
+        self.conv2 = Conv3d(inner, inner, 3, (1, stride, stride), padding=1, groups=inner, bias=False)
         self.bn2 = nn.BatchNorm3d(inner)
         self.se = _SqueezeExcitation(inner) if squeeze else nn.Identity()
         self.swish = nn.SiLU()
-        self.conv3 = nn.Conv3d(inner, out_channels, 1, bias=False)
+        self.conv3 = Conv3d(inner, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm3d(out_channels)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(out_channels)
+                Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,10 +139,10 @@ class X3D(VideoNetwork):
                 channels = width
             self.add_module(f"layer{stage + 1}", layer)
         inner = int(_EXPANSION * channels)
-        self.conv5 = nn.Conv3d(channels, inner, 1, bias=False)
+        self.conv5 = Conv3d(channels, inner, 1, bias=False)
         self.bn5 = nn.BatchNorm3d(inner)
         self.relu = nn.ReLU(inplace=True)
-        self.lin5 = nn.Conv3d(inner, _HEAD_WIDTH, 1, bias=False)
+        self.lin5 = Conv3d(inner, _HEAD_WIDTH, 1, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -207,6 +208,36 @@ def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return key
 
     return {renamed(key): value for key, value in state.items()}
+
+
+_MMACTION2_STEM = {"conv1_s.conv": "conv_xy", "conv1_t.conv": "conv_t", "conv1_t.bn": "bn"}
+
+
+def from_mmaction2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MMAction2's state dict of an X3D under this network's keys; a key without counterpart keeps its name.
+
+    Names and shapes: open-mmlab/mmaction2, mmaction/models/ backbones/x3d.py at ed914c0d, heads/x3d_head.py at
+    56515c49. Its head has a linear layer where this network has a 1×1×1 convolution.
+    """
+
+    def renamed(key: str) -> str:
+        if (match := re.fullmatch(r"backbone\.(conv1_[st]\.\w+)\.(\w+)", key)) and match[1] in _MMACTION2_STEM:
+            return f"stem.{_MMACTION2_STEM[match[1]]}.{match[2]}"
+        if match := re.fullmatch(r"backbone\.(layer\d\.\d+)\.(?:conv([123])|downsample)\.(conv|bn)\.(\w+)", key):
+            part = match[3] + match[2] if match[2] else f"downsample.{0 if match[3] == 'conv' else 1}"
+            return f"{match[1]}.{part}.{match[4]}"
+        if match := re.fullmatch(r"backbone\.(layer\d\.\d+)\.se_module\.(fc[12])\.(\w+)", key):
+            return f"{match[1]}.se.{match[2]}.{match[3]}"
+        if match := re.fullmatch(r"backbone\.conv5\.(conv|bn)\.(\w+)", key):
+            return f"{match[1]}5.{match[2]}"
+        if match := re.fullmatch(r"cls_head\.fc([12])\.(weight|bias)", key):
+            return f"{('lin5', 'fc')[int(match[1]) - 1]}.{match[2]}"
+        return key
+
+    own = {renamed(key): value for key, value in state.items()}
+    if "lin5.weight" in own:
+        own["lin5.weight"] = own["lin5.weight"][:, :, None, None, None]
+    return own
 
 
 _BLOCKS_S_M = (3, 5, 11, 7)

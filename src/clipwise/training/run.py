@@ -24,8 +24,8 @@ from clipwise.data.workers import leave_signals_to_parent
 from clipwise.evaluation.protocols import Evaluation, evaluate_model
 from clipwise.files import write_json
 from clipwise.models.complexity import count_parameters
+from clipwise.models.network import VideoNetwork, channels_last
 from clipwise.models.registry import create_model, model_entry
-from clipwise.models.network import VideoNetwork
 from clipwise.models.weights import LoadReport, load_weights
 from clipwise.training.account import (
     EpochLog,
@@ -232,7 +232,7 @@ def train(
             model,
             config.model.weights,
             name=config.model.name,
-            image_backbone=model_entry(config.model.name).image_backbone,
+            image_backbone=model_entry(config.model.name, config.model.options.get("backbone")).image_backbone,
             reset_head=reset_head,
         )
     with _new_folder(output):
@@ -374,7 +374,7 @@ class _Run(pl.Callback):
             worker_init_fn=leave_signals_to_parent,
             pin_memory=cuda,
         )
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.model)
         self.board = _tensorboard(self.output, self.sampler.start)
         with _quiet_lightning(), signals_restored(), _interrupted_as_such():
             pl.Trainer(

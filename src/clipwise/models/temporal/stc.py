@@ -10,11 +10,13 @@ Replaces conv2. With y of C channels, split αC | (1-α)C, α = 3/4:
 then the concatenation of both, and the block's BN2 and ReLU. No biases.
 
 STC-Light: each gate first reduces its channels by a 1×1 to max(8, channels / r) and a ReLU, r = 4.
-STC-Equal (``split="equal"``): the inputs are split half | half, the outputs αC | (1-α)C. Table II has these, and
-α ∈ {0, ¼, ½, ¾, 1}; Table III leaves out TR, SR, both or the shift. Table II's 32.9 G for α = 0 is a slip: it is 24.68 G.
+STC-Equal (``split="equal"``): the inputs are split half | half, the outputs αC | (1-α)C.
+Table II has both, and STC with α = 0, 1/4, 1/2, 3/4 and 1, of which 0 and 1 are T_S and S_T alone (its 32.9 G for
+α = 0 is a slip for 24.7). Table III leaves out TR, SR or both, figure 7 the shift or all three.
 
 Causal form (ours): S_T's shift takes t-2 and t-1 (see tsm.py), both convolutions over time t-2, t-1 and t, and SR's
-mean over T is that of the last min(t, T) frames, so that each frame has a gate of its own.
+mean over T is that of the last min(t, T) frames. Each frame then has a gate of its own, so SR's 3×3 costs T times as
+much: 27.47 instead of 26.66 GMACs.
 
 Weights: S_T's 3×3 starts from the image network's ``conv2.weight[:αC, :αC]`` (of STC-Equal ``[:αC, :C/2]``). What has
 no counterpart starts random: Kaiming for T_S's convolution, PyTorch's default for the gates.

@@ -84,9 +84,11 @@ class SpatioTemporalWeights(nn.Conv2d):
         """(N, T, C, H, W) → (N, T, C, H/stride, W/stride)."""
         frames = y_NTCHW.shape[1]
         x = self._weigh(y_NTCHW) if self.arrangement == "twm_stfm" else y_NTCHW
-        features = ops.unfold(super().forward(ops.fold(x)), frames)
+        features = ops.unfold(self._conv_forward(ops.fold(x), self.weight, None), frames)
         if self.arrangement != "twm":
             features = self._fuse(features)
+        if self.bias is not None:  # of an image network's own convolution; frames outside the clip have none
+            features = features + self.bias[:, None, None]
         if self.arrangement == "stfm_twm":
             return self._weigh(features)
         if self.arrangement in ("parallel", "twm"):

@@ -14,13 +14,16 @@ each (C, 1, 1, 1); stacked along the last axis in that order they are ``tam.conv
 Not the temporal *adaptive* module of another paper with the same acronym.
 """
 
+import re
+
+import torch
 from torch import Tensor, nn
 
 from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
 from clipwise.models.temporal.layers import TemporalConv
 
-__all__ = ["MODULES", "TemporalAggregation", "tam"]
+__all__ = ["MODULES", "TemporalAggregation", "from_ibm", "tam"]
 
 
 class TemporalAggregation(TemporalModule):
@@ -47,6 +50,20 @@ def tam(block: BlockSpec, *, causal: bool = False) -> Slot:
         causal: no frame sees a later one.
     """
     return Slot(before=TemporalAggregation(block.in_channels, causal=causal))
+
+
+def from_ibm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' state dict under our keys: their three 1×1 convolutions become one of three taps, the rest stays.
+
+    Names and shapes: IBM/action-recognition-pytorch at c88e74b, models/twod_models/temporal_modeling.py.
+    """
+    renamed = dict(state)
+    for key in state:
+        if match := re.fullmatch(r"(.*tam\w*)\.prev_se\.fc1\.weight", key):
+            taps = [f"{match[1]}.{when}_se.fc1.weight" for when in ("prev", "curr", "next")]
+            if all(tap in renamed for tap in taps):
+                renamed[f"{match[1]}.conv.weight"] = torch.cat([renamed.pop(tap).flatten(2) for tap in taps], dim=2)
+    return renamed
 
 
 MODULES = {"tam": ModuleEntry(tam, "Chen et al. 2021, Deep Analysis")}
