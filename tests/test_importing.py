@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import clipwise
-from clipwise.cli import main
+from clipwise.cli import import_weights, main
 from clipwise.models.files import read_weight_file
 from clipwise.models.importing import SOURCES, import_checkpoint
 from clipwise.models.registry import create_model
@@ -380,6 +380,9 @@ def test_a_shift_in_other_blocks_than_usual_is_seen(tmp_path: Path) -> None:
     theirs = {mit(key, shift=True): value for key, value in ours.items()}
     report = check(tmp_path, "tsm", theirs, ours, name="tsm_resnet101", frames=8, overrides=NARROW)
     assert report.options["placement"] == "all"
+    half = {key.replace(".net.", "." if "layer2" in key else ".net."): value for key, value in theirs.items()}
+    with pytest.raises(ValueError, match="no such network"):
+        import_checkpoint(write(half, tmp_path), tmp_path / "out", source="tsm", labels=LABELS, overrides=NARROW)
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -943,3 +946,5 @@ def test_help_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "import", "--help") == 0
     printed = capsys.readouterr().out
     assert all(source in printed for source in SOURCES)
+    assert "unverified" in printed
+    assert {source.value for source in import_weights.Source} == set(SOURCES)

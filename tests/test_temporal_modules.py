@@ -112,7 +112,7 @@ def test_p3d_is_a_2d_convolution_and_one_over_time() -> None:
     conv2 = strided_conv2("p3d_resnet50")
     y = torch.randn(2, 4, 32, 9, 11)
     image = ops.unfold(F.conv2d(ops.fold(y), conv2.weight, stride=2, padding=1), 4)
-    torch.testing.assert_close(conv2(y), image, rtol=0, atol=0)
+    torch.testing.assert_close(conv2(y), ops.shift(image, [(4, -1), (24, 0), (4, 1)]), rtol=0, atol=0)
     torch.nn.init.normal_(conv2.temporal.weight)
     expected = F.conv3d(image.transpose(1, 2), conv2.temporal.weight[..., None, None], padding=(1, 0, 0))
     torch.testing.assert_close(conv2(y), expected.transpose(1, 2), rtol=1e-4, atol=1e-4)
@@ -331,18 +331,6 @@ def test_inflated_c3d_sees_still_frames_as_the_image_network_does(image: tuple[P
     difference /= features["tsn_resnet18"].abs().max()
     assert difference[8:10].max() < 2e-6
     assert difference[[0, 17]].min() > 0.1
-
-
-def test_p3d_starts_as_the_image_network(image: tuple[Path, dict[str, Tensor]]) -> None:
-    path, _ = image
-    clip = torch.randn(1, 4, 3, 57, 75)
-    features = []
-    for name in ("tsn_resnet18", "p3d_resnet18"):
-        model = narrow(name)
-        load_weights(model, path, name=name)
-        with torch.no_grad():
-            features.append(model.forward_features(clip))
-    torch.testing.assert_close(features[0], features[1], rtol=1e-5, atol=1e-6)
 
 
 # Shapes, layout, wrong use.

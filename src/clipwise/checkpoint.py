@@ -24,8 +24,8 @@ from torch import nn
 from clipwise.config import ModelConfig, ViewsConfig, section_from_json
 from clipwise.data.manifest import class_list_hash
 from clipwise.files import file_sha256, write_json, written_whole
-from clipwise.models.registry import create_model
 from clipwise.models.network import VideoNetwork
+from clipwise.models.registry import create_model
 from clipwise.models.weights import read_state_dict
 
 __all__ = [

@@ -50,8 +50,8 @@ def import_(
     with lateral_norm · **ibm** (Deep Analysis): TSN, TAM, I3D, S3D on ResNet and Inception-v1 · **pyslowfast**:
     SlowFast-R50 and X3D, the zoo's Caffe2 files and PyTorchVideo's SlowFast too · **torchvision**: ResNet, GoogLeNet,
     MobileNetV2, R3D-18, MC3-18, R(2+1)D-18, S3D · **deepmind-i3d**: I3D RGB, as PyTorch's or as .npz of TensorFlow's
-    variables (names *unverified*) · **tanet** (liu-zhy): TANet. But for that one, names and shapes were looked up at
-    their origin, which import.json in the folder states.
+    variables (names *unverified*) · **tanet** (liu-zhy): TANet. Except where marked, names and shapes were looked up at
+    their origin; import.json in the folder says where.
 
     Nothing in the file is run. Every tensor must find its place, or nothing is written and the exit status is 1. The
     folder tests with one view; `--set views.clips=10` and the like change that.

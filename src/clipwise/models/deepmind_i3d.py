@@ -27,6 +27,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.inception import BLOCKS, trunk
 from clipwise.models.network import HALVES, ModelEntry, VideoNetwork
 
@@ -94,7 +95,7 @@ class _SameUnit(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
         stem = kernel == 7
-        self.conv = nn.Conv3d(
+        self.conv = Conv3d(
             in_channels,
             out_channels,
             kernel,

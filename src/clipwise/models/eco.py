@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipwise import ops
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
 
 __all__ = ["ECO", "MODELS", "eco_bninception", "eco_lite_bninception"]
@@ -114,10 +115,10 @@ class _Residual3D(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm3d(in_channels)
-        self.conv1 = nn.Conv3d(in_channels, channels, 3, stride, padding=1)
+        self.conv1 = Conv3d(in_channels, channels, 3, stride, padding=1)
         self.bn2 = nn.BatchNorm3d(channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.down = nn.Conv3d(in_channels, channels, 3, stride, padding=1) if stride > 1 else None
+        self.conv2 = Conv3d(channels, channels, 3, padding=1)
+        self.down = Conv3d(in_channels, channels, 3, stride, padding=1) if stride > 1 else None
 
     def forward(self, r: Tensor) -> Tensor:
         """(N, C, T, H, W) → (N, C', T/stride, H/stride, W/stride)."""
@@ -157,7 +158,7 @@ class ECO(VideoNetwork):
             block = _Inception(channels, name.removeprefix("inception_"))
             self.add_module(name, block)
             channels = block.out_channels
-        self.res3a = nn.Conv3d(96, 128, 3, padding=1)
+        self.res3a = Conv3d(96, 128, 3, padding=1)
         self.res3b = _Residual3D(128, 128, 1)
         self.res4a = _Residual3D(128, 256, 2)
         self.res4b = _Residual3D(256, 256, 1)

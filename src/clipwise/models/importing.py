@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipwise.checkpoint import command_line, versions, write_card, write_weights
@@ -324,9 +323,15 @@ def _recognise_2d(file: State, state: State) -> _Recognised | None:
         return None
     options: dict[str, Any] = {}
     blocks = {match[1] for key in state if (match := re.match(r"(layer\d\.\d+)\.", key))}
-    if shifted and (shifted == blocks) == (depth >= 101):
-        # Where TSM's own code would have shifted other blocks: --set can overrule it.
-        options["placement"] = "all" if shifted == blocks else "alternate"
+    if shifted:
+        every_other = {block for block in blocks if int(block.rsplit(".")[-1]) % 2 == 0}
+        if shifted not in (blocks, every_other):
+            raise ValueError(
+                "a shift is neither in all residual blocks nor in every other: Clipwise has no such network"
+            )
+        placement = "all" if shifted == blocks else "alternate"
+        if placement != ("alternate" if depth >= 101 else "all"):  # what the network has of itself
+            options["placement"] = placement
     return _Recognised(f"{module}_resnet{depth}", options=options, notes=notes)
 
 
@@ -487,8 +492,8 @@ SOURCES: dict[str, Source] = {
     "pyslowfast": Source(
         "SlowFast-R50 and X3D, the zoo's Caffe2 files and PyTorchVideo's SlowFast included",
         "github.com/facebookresearch/SlowFast: slowfast/models/video_model_builder.py at 00eb2b4, stem_helper.py at "
-        "1739b74, resnet_helper.py at bac7b67, slowfast/utils/checkpoint.py at 058922e, c2_model_loading.py at 31d2ea7; "
-        "for PyTorchVideo's see slowfast.py",
+        "1739b74, resnet_helper.py at bac7b67; slowfast/utils/checkpoint.py at 058922e, c2_model_loading.py at "
+        "31d2ea7. For X3D and PyTorchVideo see Clipwise's x3d.py and slowfast.py",
         _from_pyslowfast,
         _recognise_pyslowfast,
         # What PySlowFast's own reader of Caffe2 files passes over.
@@ -496,8 +501,8 @@ SOURCES: dict[str, Source] = {
     ),
     "torchvision": Source(
         "ResNet, GoogLeNet and MobileNetV2 (frame by frame), R3D-18, MC3-18, R(2+1)D-18, S3D",
-        "github.com/pytorch/vision, torchvision/models: resnet.py at f50e776, mobilenetv2.py at 0256d65, googlenet.py at "
-        "0413037, video/resnet.py at 0614eac, video/s3d.py at 0216591",
+        "github.com/pytorch/vision, torchvision/models: resnet.py at f50e776, mobilenetv2.py at 0256d65, "
+        "googlenet.py at 0413037, video/resnet.py at 0614eac, video/s3d.py at 0216591",
         _from_torchvision,
         _recognise_torchvision,
         harmless=r"aux[12]\..+",  # GoogLeNet's auxiliary heads, used in training only
@@ -638,8 +643,9 @@ def _class_count(file: Path, renamed: State) -> int:
 
 
 def _fits(value: Tensor, own: Tensor) -> bool:
-    """Whether the shapes agree but for dimensions of one element: a 1×1×1 convolution is a linear map."""
-    return [size for size in value.shape if size != 1] == [size for size in own.shape if size != 1]
+    """Whether the shapes agree but for dimensions of one at the end: a 1×1×1 convolution is a linear map."""
+    shorter, longer = sorted((tuple(value.shape), tuple(own.shape)), key=len)
+    return longer == shorter + (1,) * (len(longer) - len(shorter))
 
 
 def _place(model: VideoNetwork, renamed: State, state: State, known_harmless: str) -> tuple[State, ImportReport]:

@@ -33,6 +33,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.inception import IMAGE_KEYS, Unit, trunk
 from clipwise.models.network import HALVES, ModelEntry, VideoNetwork
 
@@ -46,7 +47,7 @@ class _Unit3D(nn.Module):
         super().__init__()
         stride = (1, 2, 2) if kernel[1] == 7 else 1
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
+        self.conv = Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         self.bn = nn.BatchNorm3d(out_channels, eps=1e-3)
         self.relu = nn.ReLU(inplace=True)
@@ -62,7 +63,7 @@ class _SeparableUnit(_Unit3D):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (1, 3, 3))
-        self.conv_t = nn.Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
+        self.conv_t = Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
         nn.init.dirac_(self.conv_t.weight)
         self.conv_t.bias = nn.Parameter(torch.zeros(out_channels))
         self.bn_t = nn.BatchNorm3d(out_channels, eps=1e-3)

@@ -3,14 +3,15 @@
 Sandler et al., *MobileNetV2: Inverted residuals and linear bottlenecks*, CVPR 2018; Lin, Gan, Han, *TSM: Temporal
 shift module for efficient video understanding*, 2019, which runs it on phones.
 
-An inverted residual with input x, expansion t and stride s:
+An inverted residual with input x of C channels, expansion t and stride s:
 
-    y = BN(conv 1×1(ReLU6(BN(depthwise 3×3, stride s(ReLU6(BN(conv 1×1(x)))))))      channels C → t·C → t·C → C'
+    h   = ReLU6(BN(conv 1×1 of x))                       C → t·C; not where t = 1, in the first block
+    h  <- ReLU6(BN(depthwise 3×3 of h, stride s))
+    y   = BN(conv 1×1 of h)                              t·C → C'
     out = x + y where s = 1 and C = C', else y
 
-The first block has t = 1 and no first 1×1. TSM shifts the input of the first 1×1 (an eighth of the channels each way,
-as in ``tsm_resnet50``) in the blocks that have both an expansion and a shortcut, ten of seventeen; the
-shortcut keeps x.
+TSM shifts the input of the first 1×1, an eighth of the channels each way as in ``tsm_resnet50``, in the blocks that
+have both an expansion and a shortcut, ten of seventeen; the shortcut keeps x.
 
 Counts: 3,504,872 parameters with 1000 classes, as torchvision's; 299.5 MMACs of convolutions for an image of 224² (the
 300.8 M one reads elsewhere add the fc), 2.396 G for eight. MMAction2 prints 3.269 G and 2.736 M (400 classes) for TSM

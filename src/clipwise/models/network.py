@@ -137,7 +137,7 @@ def channels_last(model: VideoNetwork) -> VideoNetwork:
     """
     for parameter in model.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model
 
 

@@ -29,7 +29,7 @@ from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import VideoNetwork
 from clipwise.ops import fold, temporal_pool, unfold
 
-__all__ = ["BlockSpec", "ResNet", "Slot", "TemporalModule", "resnet_depths"]
+__all__ = ["BlockSpec", "ResNet", "Slot", "TemporalModule", "resnet_depths", "start_convolutions"]
 
 _LAYERS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -180,6 +180,13 @@ class _Bottleneck(_Block):
         return self._apply_at("after", out, frames)
 
 
+def start_convolutions(network: nn.Module) -> None:
+    """Kaiming's start for the plain convolutions; subclasses have the start that a module's paper gives them."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and type(module) in (nn.Conv2d, Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 class ResNet(VideoNetwork):
     """A ResNet over clips whose blocks carry temporal modules.
 
@@ -256,10 +263,7 @@ class ResNet(VideoNetwork):
             if temporal_pooling is not None:
                 frames //= 2
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        for module in self.modules():
-            # Exactly these: a temporal module's own layers have the start that its paper gives them.
-            if isinstance(module, nn.Conv2d | nn.Conv3d) and type(module) in (nn.Conv2d, Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        start_convolutions(self)
         self._make_head(channels)
 
     def blocks(self) -> Iterator[nn.Module]:

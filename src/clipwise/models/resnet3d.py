@@ -31,6 +31,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
 from clipwise.models.resnet import _LAYERS, resnet_depths
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
@@ -77,7 +78,7 @@ class _Block(nn.Module):
             in_space = stride if index == (0 if caffe_stride else first_3x3) else 1
             in_time = frame_stride if index == first_3x3 else 1
             split = separated and size == 3
-            conv = nn.Conv3d(
+            conv = Conv3d(
                 inputs,
                 outputs,
                 (1 if split else size, size, size),
@@ -88,7 +89,7 @@ class _Block(nn.Module):
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", nn.BatchNorm3d(outputs))
             if split:
-                in_time_only = nn.Conv3d(outputs, outputs, (3, 1, 1), (in_time, 1, 1), padding=(1, 0, 0), bias=False)
+                in_time_only = Conv3d(outputs, outputs, (3, 1, 1), (in_time, 1, 1), padding=(1, 0, 0), bias=False)
                 self.add_module(f"conv{number}_t", in_time_only)
                 self.add_module(f"bn{number}_t", nn.BatchNorm3d(outputs))
         self.se = _SqueezeExcitation(channels[-1]) if squeeze_excitation else None
@@ -96,7 +97,7 @@ class _Block(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != channels[-1]:
             self.downsample = nn.Sequential(
-                nn.Conv3d(in_channels, channels[-1], 1, (frame_stride, stride, stride), bias=False),
+                Conv3d(in_channels, channels[-1], 1, (frame_stride, stride, stride), bias=False),
                 nn.BatchNorm3d(channels[-1]),
             )
         self.nonlocal_block = NonLocalBlock(channels[-1]) if nonlocal_block else None
@@ -163,7 +164,7 @@ class ResNet3d(VideoNetwork):
         kind, blocks = _LAYERS[depth]
         if caffe_stride and kind == "basic":
             raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
-        self.conv1 = nn.Conv3d(3, base_width, (3, 7, 7), (1, 2, 2), padding=(1, 3, 3), bias=False)
+        self.conv1 = Conv3d(3, base_width, (3, 7, 7), (1, 2, 2), padding=(1, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(base_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))

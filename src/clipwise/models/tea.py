@@ -104,6 +104,7 @@ class _Block(nn.Module):
         y = ops.unfold(self.relu(self.bn1(self.conv1(x))), frames)
         groups = self.me(y).chunk(_SCALE, dim=2)
         outs: list[Tensor] = []
+        # The last group has no 3×3, so that the shorter lists end the loop before it.
         for group, tconv, conv, bn in zip(groups, self.mta, self.convs, self.bns, strict=False):
             mixed = group if self.opens_stage or not outs else group + ops.unfold(outs[-1], frames)
             outs.append(self.relu(bn(conv(ops.fold(tconv(mixed))))))

@@ -59,7 +59,7 @@ from clipwise.files import written_whole
 from clipwise.models.network import ModelEntry, ModuleEntry, VideoNetwork, inflate
 from clipwise.models.placement import placed_in
 from clipwise.models.registry import check_options, temporal_modules
-from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
+from clipwise.models.resnet import BlockSpec, Slot, TemporalModule, start_convolutions
 from clipwise.models.temporal.nonlocal_block import with_nonlocal
 from clipwise.models.temporal.stw import SpatioTemporalWeights
 from clipwise.ops import fold, unfold
@@ -570,9 +570,7 @@ def _fill(network: nn.Module, branch: _Branch, slot: Slot) -> None:
     for part in (slot.before, slot.inner, slot.conv2, slot.merge, slot.after):
         if part is None:
             continue
-        for layer in part.modules():  # as in our ResNets
-            if isinstance(layer, nn.Conv2d | nn.Conv3d) and type(layer) in (nn.Conv2d, nn.Conv3d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        start_convolutions(part)
         part.to(like.device, like.dtype).train(branch.block.training)
         if isinstance(part, TemporalModule):
             branch.block.add_module(part.key, part)

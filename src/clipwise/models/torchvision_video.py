@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
 
 __all__ = ["MODELS", "TorchvisionResNet", "TorchvisionS3D"]
@@ -44,19 +45,19 @@ _EVERYTHING_BUT_THE_HEAD = re.compile(r"(?!fc\.).+\.(weight|bias|running_mean|ru
 
 
 def _full(inputs: int, outputs: int, middle: int, stride: int) -> nn.Module:
-    return nn.Conv3d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return Conv3d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
 def _space_only(inputs: int, outputs: int, middle: int, stride: int) -> nn.Module:
-    return nn.Conv3d(inputs, outputs, (1, 3, 3), (1, stride, stride), padding=(0, 1, 1), bias=False)
+    return Conv3d(inputs, outputs, (1, 3, 3), (1, stride, stride), padding=(0, 1, 1), bias=False)
 
 
 def _separated(inputs: int, outputs: int, middle: int, stride: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv3d(inputs, middle, (1, 3, 3), (1, stride, stride), padding=(0, 1, 1), bias=False),
+        Conv3d(inputs, middle, (1, 3, 3), (1, stride, stride), padding=(0, 1, 1), bias=False),
         nn.BatchNorm3d(middle),
         nn.ReLU(inplace=True),
-        nn.Conv3d(middle, outputs, (3, 1, 1), (stride, 1, 1), padding=(1, 0, 0), bias=False),
+        Conv3d(middle, outputs, (3, 1, 1), (stride, 1, 1), padding=(1, 0, 0), bias=False),
     )
 
 
@@ -81,7 +82,7 @@ class _BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or inputs != outputs:
             strides = (1 if convolution is _space_only else stride, stride, stride)
-            self.downsample = nn.Sequential(nn.Conv3d(inputs, outputs, 1, strides, bias=False), nn.BatchNorm3d(outputs))
+            self.downsample = nn.Sequential(Conv3d(inputs, outputs, 1, strides, bias=False), nn.BatchNorm3d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) → (N, C', T', H', W'): strides as the block's."""
@@ -109,16 +110,16 @@ class TorchvisionResNet(VideoNetwork):
         super().__init__(num_classes=num_classes, num_frames=num_frames, dropout=dropout)
         if name == "r2plus1d_18":
             self.stem = nn.Sequential(
-                nn.Conv3d(3, 45, (1, 7, 7), (1, 2, 2), padding=(0, 3, 3), bias=False),
+                Conv3d(3, 45, (1, 7, 7), (1, 2, 2), padding=(0, 3, 3), bias=False),
                 nn.BatchNorm3d(45),
                 nn.ReLU(inplace=True),
-                nn.Conv3d(45, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
+                Conv3d(45, 64, (3, 1, 1), padding=(1, 0, 0), bias=False),
                 nn.BatchNorm3d(64),
                 nn.ReLU(inplace=True),
             )
         else:
             self.stem = nn.Sequential(
-                nn.Conv3d(3, 64, (3, 7, 7), (1, 2, 2), padding=(1, 3, 3), bias=False),
+                Conv3d(3, 64, (3, 7, 7), (1, 2, 2), padding=(1, 3, 3), bias=False),
                 nn.BatchNorm3d(64),
                 nn.ReLU(inplace=True),
             )
@@ -150,7 +151,7 @@ def _unit(
     inputs: int, outputs: int, size: tuple[int, int, int] = (1, 1, 1), stride: tuple[int, int, int] = (1, 1, 1)
 ) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, size, stride, padding=(size[0] // 2, size[1] // 2, size[2] // 2), bias=False),
+        Conv3d(inputs, outputs, size, stride, padding=(size[0] // 2, size[1] // 2, size[2] // 2), bias=False),
         nn.BatchNorm3d(outputs, eps=0.001),
         nn.ReLU(inplace=True),
     )

@@ -19,7 +19,7 @@ Decided here:
 As the authors': the reducing Linear starts at N(0, 0.001), bias 0, the others as PyTorch's do.
 
 Counts: 26.64 M parameters with 174 classes and 8 frames, which is what MMAction2 prints for its TRN on ResNet-50; the
-convolutions are TSN's. The 31.8 M of TSM's table come out of none of the relation modules in the authors' code.
+convolutions are TSN's. The 31.8 M of TSM's table do not come out of the authors' multi-scale module.
 
 Weights: ResNet's keys are torchvision's, so an ImageNet file loads. In zhoubolei/TRN-pytorch (TRNmodule.py, commit
 5c5ecf8; models.py, commit 00c5fdd) ``new_fc`` is ``reduce``, ``consensus.fc_fusion_scales.i.1`` is

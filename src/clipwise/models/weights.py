@@ -112,7 +112,8 @@ def _check_hash(file: Path, digits: str) -> None:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weight file: safetensors, NumPy's, or PyTorch's read with ``weights_only=True``.
 
-    A PyTorch file may hold the tensors themselves or a dictionary with them under ``state_dict``.
+    A PyTorch file may hold the tensors themselves or a dictionary with them under ``state_dict``, ``model_state`` or
+    ``model``; see ``files.py``.
 
     Raises:
         ValueError: if the file is missing, damaged, holds no tensors, or is a pickle that would run code.

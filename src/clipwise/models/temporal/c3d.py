@@ -12,13 +12,14 @@ that a clip of identical frames gives the image network's output wherever no pad
 
 from torch import Tensor, nn
 
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot
 
 __all__ = ["MODULES", "SpaceTimeConv", "c3d"]
 
 
-class SpaceTimeConv(nn.Conv3d):
+class SpaceTimeConv(Conv3d):
     """A 3×3×3 convolution in place of a block's 3×3; its weight has the image network's key."""
 
     def __init__(self, channels: int, stride: int) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from clipwise import ops
+from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot
 
@@ -44,7 +45,7 @@ class GroupedSpatialTemporal(nn.Module):
         seen = channels // 2 if halves else channels
         self.sizes = (seen, channels - seen) if halves else None
         self.spatial = nn.Conv2d(seen, spatial, 3, stride, padding=1, bias=False)
-        self.temporal = nn.Conv3d(seen, channels - spatial, 3, (1, stride, stride), padding=1, bias=False)
+        self.temporal = Conv3d(seen, channels - spatial, 3, (1, stride, stride), padding=1, bias=False)
 
     def forward(self, y_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H/stride, W/stride)."""

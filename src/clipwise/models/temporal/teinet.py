@@ -7,11 +7,12 @@ Before conv1, on the residual branch only, on x of C channels; with p = mean of 
            u_t = g_t · x_t,   u_T = x_T
     TIM    tconv(u)                                        channel-wise over time, k = 3, no bias
 
-The authors published no code. Decided by the published count, 30.4 M parameters with 400 classes (and 33 G, a whole
-number): the module stands before conv1, where the channels are those of the block's input (between conv1 and conv2 it
-would add 0.5 M, not 6 M), r = 8, and MEM's 1×1 have biases. That gives 30.36 M and 32.88 G. The last frame, which has
-no successor, keeps its values, as in public re-implementations; tconv starts as TSM's shift (an eighth of the channels
-from either side).
+The authors published no code, and the paper's own text was not at hand: the equations are as other work describes and
+re-implements them, where σ before ``restore`` is also found. Decided by the count that the STC paper's Table IV quotes,
+30.4 M parameters (with 400 classes, as for its other rows from the same authors) and 33 G: the module stands before
+conv1, where the channels are those of the block's input (between conv1 and conv2 it would add 0.5 M, not 6 M), r = 8,
+and MEM's 1×1 have biases. That gives 30.36 M and 32.88 G. The last frame, which has no successor, keeps its values;
+tconv starts as TSM's shift (an eighth of the channels from either side).
 
 Weights: all new, under ``teinet.``.
 """

@@ -18,11 +18,12 @@ is a whole number, where linear interpolation has no derivative, theirs is the o
 Start: the authors', fc2's bias at 0.5108, a delay of half a frame, and the weights' bias at 0. T is part of the
 weights: a network made for one T cannot take the weights of another.
 
-Weights: MMAction2's names (``mmaction/models/backbones/resnet_tin.py`` at 01e3c42): its ``conv1.conv.net1.offset_net…``
-is ``tin.offset_net…`` here and its ``weight_net`` likewise; the authors' (deepcs233/TIN, ``ops/temporal_interlace.py``
-at f327255) are ``conv1.net1.biasnet.net.conv``, ``fc``, ``lastlayer`` for ``offset_net.conv``, ``fc1``, ``fc2`` and
-``conv1.net1.weightnet.net.lastlayer`` for ``weight_net.conv``; conv1 itself is their ``conv1.net2``. The direction of a
-positive delay was read in MMCV's ``tin_shift_cuda_kernel.cuh``.
+Weights: MMAction2's names (``mmaction/models/backbones/resnet_tin.py`` at 01e3c42): ``conv1.conv.net1.offset_net…`` and
+``…weight_net…`` are ``tin.offset_net…`` and ``tin.weight_net…`` here, ``conv1.conv.net2`` is conv1. The authors
+(deepcs233/TIN, ``ops/temporal_interlace.py`` at f327255) have ``conv1.net2`` for conv1, ``conv1.net1.biasnet.net``'s
+``conv``, ``fc``, ``lastlayer`` for ``tin.offset_net``'s ``conv``, ``fc1``, ``fc2``, and
+``conv1.net1.weightnet.net.lastlayer`` for ``tin.weight_net.conv``. Which way a positive delay goes was read in
+open-mmlab/mmcv, ``mmcv/ops/csrc/common/cuda/tin_shift_cuda_kernel.cuh`` at 86d50f1.
 """
 
 import torch
