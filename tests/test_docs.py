@@ -5,11 +5,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import clipwise
 from clipwise.cli import data, demo, evaluate, models, predict, train  # noqa: F401  each registers its verb
 from clipwise.cli.app import app
+from clipwise.models.complexity import count_macs, count_parameters
+from clipwise.models.registry import create_model, model_entry
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,3 +50,19 @@ def test_every_file_linked_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+NETWORKS = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "docs/networks.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize(("name", "millions", "gmacs"), NETWORKS)
+def test_every_count_shown_is_the_networks(name: str, millions: str, gmacs: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, num_classes=174)
+    assert f"{count_parameters(model) / 1e6:.2f}" == millions
+    assert f"{count_macs(model, model_entry(name).size) / 1e9:.2f}" == gmacs
+
+
+def test_the_table_of_networks_leaves_none_out() -> None:
+    shown = {name for name, *_ in NETWORKS}
+    assert {re.sub(r"resnet\d+$", "resnet50", name) for name in clipwise.list_models()} == shown

@@ -15,6 +15,7 @@ from clipwise.models.complexity import count_macs, count_parameters
 from clipwise.models.network import VideoNetwork
 from clipwise.models.registry import create_model, list_models, model_entry, model_options
 from clipwise.models.temporal.layers import TemporalConv
+from clipwise.models.temporal.nonlocal_block import NonLocalBlock
 from clipwise.models.temporal.stm import ChannelwiseTemporal
 from clipwise.models.weights import load_weights, read_state_dict
 
@@ -178,6 +179,25 @@ def test_depends_on_the_order_of_frames(name: str, options: dict[str, Any]) -> N
         assert change < 1e-5
     else:
         assert change > 1e-4
+
+
+@pytest.mark.parametrize("name", ["tam_resnet18", "tea_resnet50", "i3d_resnet18", "slowfast_resnet50_8x8"])
+def test_nonlocal_blocks_join_any_residual_network(name: str) -> None:
+    """They start as the identity, and once they do not, every parameter of theirs has a gradient."""
+    plain, model = (narrow(name, 8, nonlocal_blocks=wanted).eval() for wanted in (False, True))
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert missing
+    assert all("nonlocal_block." in key for key in missing)
+    clips = torch.randn(2, 8, 3, 64, 64)
+    torch.testing.assert_close(model(clips), plain(clips))
+    for module in model.modules():
+        if isinstance(module, NonLocalBlock):
+            torch.nn.init.ones_(module.bn.weight)
+    model(clips).square().sum().backward()
+    blocks = [value for key, value in model.named_parameters() if "nonlocal_block." in key]
+    assert all(value.grad is not None for value in blocks)
+    assert (model(clips) - plain(clips)).abs().max() > 0
 
 
 def test_stc_without_its_temporal_parts_ignores_order() -> None:

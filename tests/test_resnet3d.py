@@ -348,3 +348,13 @@ def test_outputs_equal_torchvisions(name: str, tmp_path: Path) -> None:
     clip = torch.randn(1, frames, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(ours(clip), theirs(clip.transpose(1, 2)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["i3d_resnet18", "s3d_resnet50"])
+def test_placement_leaves_the_other_blocks_without_time(name: str) -> None:
+    """Of the top half, every frame of the lower stages is the one that the frame alone gives; no mixing below."""
+    model = create_model(name, num_classes=3, num_frames=6, base_width=16, placement="top").eval()
+    lower = [module for stage in (model.layer1, model.layer2) for module in stage.modules()]
+    upper = [module for stage in (model.layer3, model.layer4) for module in stage.modules()]
+    for modules, longest in ((lower, 1), (upper, 3)):
+        assert max(module.kernel_size[0] for module in modules if isinstance(module, torch.nn.Conv3d)) == longest

@@ -59,7 +59,7 @@ def test_frames_that_alpha_does_not_divide_are_refused(name: str, frames: int, r
 def test_a_width_that_cannot_be_built_and_an_image_start_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="base_width must be a multiple of 8, got 12"):
         create_model(name, num_classes=3, base_width=12)
-    with pytest.raises(ValueError, match="no ImageNet start"):
+    with pytest.raises(ValueError, match="has no ImageNet file"):
         create_model(name, num_classes=3, weights="imagenet", base_width=16)
 
 

@@ -279,7 +279,7 @@ def test_nonlocal_blocks_start_as_identity_and_know_no_order() -> None:
         after = model.forward_features(clip)
         assert (after - before).abs().max() > 0.1 * before.abs().max()
         order = torch.tensor([2, 0, 3, 1])
-        torch.testing.assert_close(model.forward_features(clip[:, order]), after[:, order], rtol=1e-3, atol=1e-4)
+        assert (model.forward_features(clip[:, order]) - after[:, order]).abs().max() < 1e-4 * after.abs().max()
         # Yet each frame's features depend on the others.
         other = model.forward_features(torch.cat((clip[:, :3], torch.randn(2, 1, 3, 64, 64)), 1))
         assert (other - after)[:, :3].abs().max() > 1e-3
@@ -348,7 +348,7 @@ def test_modules_keep_shape_and_layout(module: str, frames: int) -> None:
     x = ops.unfold(torch.randn(2 * frames, channels, 7, 9).contiguous(memory_format=torch.channels_last), frames)
     out = operation(x)
     assert out.shape == x.shape
-    torch.testing.assert_close(out, operation(x.contiguous()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out, operation(x.contiguous()), rtol=1e-3, atol=1e-4)
     if frames > 1:  # of one frame, PyTorch's convolutions cannot tell the layouts apart
         assert ops.fold(out).is_contiguous(memory_format=torch.channels_last)
 

@@ -29,20 +29,21 @@ from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import VideoNetwork
 from clipwise.ops import fold, temporal_pool, unfold
 
-__all__ = ["BlockSpec", "ResNet", "Slot", "TemporalModule", "resnet_depths", "start_convolutions"]
+__all__ = ["LAYERS", "BlockSpec", "ResNet", "Slot", "TemporalModule", "resnet_depths", "start_convolutions"]
 
-_LAYERS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
+LAYERS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
     50: ("bottleneck", (3, 4, 6, 3)),
     101: ("bottleneck", (3, 4, 23, 3)),
     152: ("bottleneck", (3, 8, 36, 3)),
 }
+"""Of each depth: the kind of block, and how many there are in stages 2 to 5."""
 
 
 def resnet_depths() -> tuple[int, ...]:
     """The depths that can be built."""
-    return tuple(_LAYERS)
+    return tuple(LAYERS)
 
 
 @dataclass(frozen=True)
@@ -226,14 +227,14 @@ class ResNet(VideoNetwork):
             dropout=dropout,
             temporal_pooling=temporal_pooling is not None,
         )
-        if depth not in _LAYERS:
-            raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, _LAYERS))}")
+        if depth not in LAYERS:
+            raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, LAYERS))}")
         if base_width < 16 or base_width % 16:
             raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
-        if caffe_stride and _LAYERS[depth][0] == "basic":
+        if caffe_stride and LAYERS[depth][0] == "basic":
             raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
         self.temporal_pooling = temporal_pooling
-        kind, blocks = _LAYERS[depth]
+        kind, blocks = LAYERS[depth]
         block: type[_BasicBlock | _Bottleneck] = _BasicBlock if kind == "basic" else _Bottleneck
         self.conv1 = nn.Conv2d(3, base_width, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base_width)

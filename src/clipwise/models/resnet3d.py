@@ -26,6 +26,7 @@ non-local block ``nonlocal_block``. The authors' files have the same keys, witho
 """
 
 import re
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -33,7 +34,8 @@ from torch import Tensor, nn
 
 from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
-from clipwise.models.resnet import _LAYERS, resnet_depths
+from clipwise.models.placement import placed_in
+from clipwise.models.resnet import LAYERS, resnet_depths
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
 __all__ = ["MODELS", "ResNet3d"]
@@ -61,6 +63,7 @@ class _Block(nn.Module):
         *,
         bottleneck: bool,
         separated: bool,
+        in_time: bool,
         stride: int,
         frame_stride: int,
         caffe_stride: bool,
@@ -76,21 +79,22 @@ class _Block(nn.Module):
         for index, size in enumerate(sizes):
             number, inputs, outputs = index + 1, channels[index], channels[index + 1]
             in_space = stride if index == (0 if caffe_stride else first_3x3) else 1
-            in_time = frame_stride if index == first_3x3 else 1
-            split = separated and size == 3
+            over_time = frame_stride if index == first_3x3 else 1
+            split = separated and size == 3 and in_time
+            frames = size if in_time and not split else 1
             conv = Conv3d(
                 inputs,
                 outputs,
-                (1 if split else size, size, size),
-                (1 if split else in_time, in_space, in_space),
-                padding=(0 if split else size // 2, size // 2, size // 2),
+                (frames, size, size),
+                (1 if split else over_time, in_space, in_space),
+                padding=(frames // 2, size // 2, size // 2),
                 bias=False,
             )
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", nn.BatchNorm3d(outputs))
             if split:
-                in_time_only = Conv3d(outputs, outputs, (3, 1, 1), (in_time, 1, 1), padding=(1, 0, 0), bias=False)
-                self.add_module(f"conv{number}_t", in_time_only)
+                temporal = Conv3d(outputs, outputs, (3, 1, 1), (over_time, 1, 1), padding=(1, 0, 0), bias=False)
+                self.add_module(f"conv{number}_t", temporal)
                 self.add_module(f"bn{number}_t", nn.BatchNorm3d(outputs))
         self.se = _SqueezeExcitation(channels[-1]) if squeeze_excitation else None
         self.relu = nn.ReLU(inplace=True)
@@ -129,6 +133,7 @@ class ResNet3d(VideoNetwork):
         num_frames: T of a clip; the forward pass refuses another.
         dropout: probability before ``fc``.
         temporal_pooling: stride 2 in time in stages 3, 4 and 5; T must then be a multiple of 8.
+        stages, placement: which blocks see time (see :mod:`clipwise.models.placement`); the others' kernels are 1×3×3.
         squeeze_excitation: gate the channels of each residual branch.
         nonlocal_blocks: add non-local blocks, two in stage 3 and three in stage 4 (ResNet-18: two).
         caffe_stride: a bottleneck's stride in space on its first 1×1.
@@ -148,6 +153,8 @@ class ResNet3d(VideoNetwork):
         num_classes: int,
         num_frames: int,
         dropout: float = 0.5,
+        stages: Sequence[int] = (2, 3, 4, 5),
+        placement: str = "all",
         temporal_pooling: bool = False,
         squeeze_excitation: bool = False,
         nonlocal_blocks: bool = False,
@@ -157,11 +164,11 @@ class ResNet3d(VideoNetwork):
         super().__init__(
             num_classes=num_classes, num_frames=num_frames, dropout=dropout, temporal_pooling=temporal_pooling
         )
-        if depth not in _LAYERS:
-            raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, _LAYERS))}")
+        if depth not in LAYERS:
+            raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, LAYERS))}")
         if base_width < 16 or base_width % 16:
             raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
-        kind, blocks = _LAYERS[depth]
+        kind, blocks = LAYERS[depth]
         if caffe_stride and kind == "basic":
             raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
         self.conv1 = Conv3d(3, base_width, (3, 7, 7), (1, 2, 2), padding=(1, 3, 3), bias=False)
@@ -169,6 +176,7 @@ class ResNet3d(VideoNetwork):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
         positions = [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
+        placed = placed_in(stages, placement)(positions)
         followed = nonlocal_positions(positions) if nonlocal_blocks else set()
         channels = base_width
         for stage, count in enumerate(blocks, start=2):
@@ -181,6 +189,7 @@ class ResNet3d(VideoNetwork):
                     width,
                     bottleneck=kind == "bottleneck",
                     separated=separated,
+                    in_time=(stage, index) in placed,
                     stride=2 if opens else 1,
                     frame_stride=2 if opens and temporal_pooling else 1,
                     caffe_stride=caffe_stride,

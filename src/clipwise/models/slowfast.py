@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
+from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
 __all__ = ["MODELS", "SlowFast", "from_pyslowfast", "from_pytorchvideo"]
 
@@ -58,7 +59,7 @@ class _Stem(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, in_channels: int, width: int, stride: int, kernel: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, kernel: int, nonlocal_block: bool) -> None:
         super().__init__()
         out_channels = 4 * width
         self.conv1 = Conv3d(in_channels, width, (kernel, 1, 1), padding=(kernel // 2, 0, 0), bias=False)
@@ -73,6 +74,7 @@ class _Bottleneck(nn.Module):
             self.downsample = nn.Sequential(
                 Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(out_channels)
             )
+        self.nonlocal_block = NonLocalBlock(out_channels) if nonlocal_block else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T, H, W) → (N, 4·width, T, H/stride, W/stride)."""
@@ -80,6 +82,8 @@ class _Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(y)))))
         out: Tensor = self.relu(y + shortcut)
+        if self.nonlocal_block is not None:
+            out = self.nonlocal_block(out.transpose(1, 2)).transpose(1, 2)
         return out
 
 
@@ -90,17 +94,28 @@ class _Pathway(nn.Module):
         width: channels of the stem and of the first stage's blocks.
         lateral: channels that join the stem's output, 0 for none; those that join a stage's grow with its width.
         kernels: along time, of the stem and of each stage's blocks.
+        followed: blocks, as (stage from 2, index), that a non-local block follows.
     """
 
-    def __init__(self, width: int, lateral: int, kernels: tuple[int, int, int, int, int]) -> None:
+    def __init__(
+        self, width: int, lateral: int, kernels: tuple[int, int, int, int, int], followed: set[tuple[int, int]]
+    ) -> None:
         super().__init__()
         self.stem = _Stem(width, kernels[0])
         channels = width
         for stage, (count, kernel) in enumerate(zip(_BLOCKS, kernels[1:], strict=True)):
             inner = width * 2**stage
             joined = channels + channels // width * lateral
-            blocks = [_Bottleneck(joined, inner, 1 if stage == 0 else 2, kernel)]
-            blocks += [_Bottleneck(4 * inner, inner, 1, kernel) for _ in range(count - 1)]
+            blocks = [
+                _Bottleneck(
+                    joined if index == 0 else 4 * inner,
+                    inner,
+                    2 if stage and index == 0 else 1,
+                    kernel,
+                    (stage + 2, index) in followed,
+                )
+                for index in range(count)
+            ]
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
             channels = 4 * inner
         self.channels = channels
@@ -132,6 +147,7 @@ class SlowFast(VideoNetwork):
         num_classes: outputs of ``fc``.
         num_frames: T of a clip, a multiple of ``alpha``.
         dropout: probability before ``fc``.
+        nonlocal_blocks: add non-local blocks to the slow pathway, two in stage 3 and three in stage 4.
         base_width: channels of the slow stem, 64 in the paper; the fast one has an eighth.
 
     Raises:
@@ -146,6 +162,7 @@ class SlowFast(VideoNetwork):
         num_classes: int,
         num_frames: int,
         dropout: float = 0.5,
+        nonlocal_blocks: bool = False,
         base_width: int = 64,
     ) -> None:
         super().__init__(num_classes=num_classes, num_frames=num_frames, dropout=dropout)
@@ -162,8 +179,10 @@ class SlowFast(VideoNetwork):
             torch.linspace(0, num_frames - 1, num_frames // alpha, device="cpu").long().tolist()
         )
         fast_width = base_width // _FAST_SHARE
-        self.slow = _Pathway(base_width, 2 * fast_width, (1, 1, 1, 3, 3))
-        self.fast = _Pathway(fast_width, 0, (5, 3, 3, 3, 3))
+        positions = [(stage, index) for stage, count in enumerate(_BLOCKS, start=2) for index in range(count)]
+        followed = nonlocal_positions(positions) if nonlocal_blocks else set()
+        self.slow = _Pathway(base_width, 2 * fast_width, (1, 1, 1, 3, 3), followed)
+        self.fast = _Pathway(fast_width, 0, (5, 3, 3, 3, 3), set())
         joined = (fast_width, *(4 * fast_width * 2**stage for stage in range(3)))
         self.laterals = nn.ModuleList(_Lateral(channels, fusion_kernel, alpha) for channels in joined)
         for module in self.modules():
@@ -196,25 +215,6 @@ class SlowFast(VideoNetwork):
             if index < len(self.laterals):
                 yield f"laterals.{index}", self.laterals[index]
         yield "fc", self.fc
-
-
-def _slowfast(
-    alpha: int,
-    fusion_kernel: int,
-    *,
-    num_classes: int,
-    num_frames: int,
-    dropout: float = 0.5,
-    base_width: int = 64,
-) -> SlowFast:
-    return SlowFast(
-        alpha,
-        fusion_kernel,
-        num_classes=num_classes,
-        num_frames=num_frames,
-        dropout=dropout,
-        base_width=base_width,
-    )
 
 
 _PATHWAYS = ("slow", "fast")
@@ -276,8 +276,9 @@ def from_pytorchvideo(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 MODELS = {
     f"slowfast_resnet50_{name}": ModelEntry(
-        partial(_slowfast, alpha, fusion_kernel),
+        partial(SlowFast, alpha, fusion_kernel),
         "Feichtenhofer et al. 2019, SlowFast",
+        options_of=(SlowFast.__init__,),
         num_frames=32,
         size=256,
         mean=(0.45, 0.45, 0.45),

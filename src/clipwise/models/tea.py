@@ -34,9 +34,11 @@ from torch import Tensor, nn
 
 from clipwise import ops
 from clipwise.models.network import ModelEntry, VideoNetwork
+from clipwise.models.resnet import start_convolutions
 from clipwise.models.temporal.layers import TemporalConv
+from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
-__all__ = ["MODELS", "TEA", "MotionExcitation", "tea_resnet50"]
+__all__ = ["MODELS", "TEA", "MotionExcitation"]
 
 _BLOCKS = (3, 4, 6, 3)
 _SCALE = 4
@@ -71,7 +73,7 @@ class MotionExcitation(nn.Module):
 class _Block(nn.Module):
     """A Res2Net bottleneck with ME after conv1 and a temporal convolution before each group's 3×3."""
 
-    def __init__(self, in_channels: int, planes: int, stride: int, opens_stage: bool) -> None:
+    def __init__(self, in_channels: int, planes: int, stride: int, opens_stage: bool, nonlocal_block: bool) -> None:
         super().__init__()
         width = planes * 26 // 64
         out_channels = planes * 4
@@ -97,6 +99,7 @@ class _Block(nn.Module):
             if opens_stage
             else None
         )
+        self.nonlocal_block = NonLocalBlock(out_channels) if nonlocal_block else None
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, 4·planes, H/stride, W/stride)."""
@@ -110,6 +113,8 @@ class _Block(nn.Module):
             outs.append(self.relu(bn(conv(ops.fold(tconv(mixed))))))
         outs.append(self.pool(ops.fold(self.mta[-1](groups[-1]))))
         out: Tensor = self.relu(self.bn3(self.conv3(torch.cat(outs, dim=1))) + shortcut)
+        if self.nonlocal_block is not None:
+            out = ops.fold(self.nonlocal_block(ops.unfold(out, frames)))
         return out
 
 
@@ -120,6 +125,7 @@ class TEA(VideoNetwork):
         num_classes: outputs of ``fc``.
         num_frames: T of a clip, any number.
         dropout: probability before ``fc``.
+        nonlocal_blocks: add non-local blocks, two in stage 3 and three in stage 4.
         base_width: channels of the stem and of the first stage before expansion, 64 in the paper.
 
     Raises:
@@ -131,7 +137,15 @@ class TEA(VideoNetwork):
         r"\.(weight|bias|running_mean|running_var)"
     )
 
-    def __init__(self, *, num_classes: int, num_frames: int, dropout: float = 0.5, base_width: int = 64) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_frames: int,
+        dropout: float = 0.5,
+        nonlocal_blocks: bool = False,
+        base_width: int = 64,
+    ) -> None:
         super().__init__(num_classes=num_classes, num_frames=num_frames, dropout=dropout)
         if base_width < 16 or base_width % 16:
             raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
@@ -139,19 +153,19 @@ class TEA(VideoNetwork):
         self.bn1 = nn.BatchNorm2d(base_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        positions = [(stage, index) for stage, count in enumerate(_BLOCKS, start=2) for index in range(count)]
+        followed = nonlocal_positions(positions) if nonlocal_blocks else set()
         channels = base_width
         for stage, count in enumerate(_BLOCKS):
             planes = base_width * 2**stage
             layer = nn.ModuleList()
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                layer.append(_Block(channels, planes, stride, opens_stage=index == 0))
+                layer.append(_Block(channels, planes, stride, index == 0, (stage + 2, index) in followed))
                 channels = planes * 4
             self.add_module(f"layer{stage + 1}", layer)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        start_convolutions(self)
         self._make_head(channels)
 
     def forward_features(self, clips: Tensor) -> Tensor:
@@ -165,9 +179,4 @@ class TEA(VideoNetwork):
         return ops.unfold(self.avgpool(x).flatten(1), self.num_frames)
 
 
-def tea_resnet50(*, num_classes: int, num_frames: int, dropout: float = 0.5, base_width: int = 64) -> TEA:
-    """TEA as its authors train it."""
-    return TEA(num_classes=num_classes, num_frames=num_frames, dropout=dropout, base_width=base_width)
-
-
-MODELS = {"tea_resnet50": ModelEntry(tea_resnet50, "Li et al. 2020, TEA")}
+MODELS = {"tea_resnet50": ModelEntry(TEA, "Li et al. 2020, TEA", options_of=(TEA.__init__,))}

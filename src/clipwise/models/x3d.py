@@ -163,17 +163,6 @@ class X3D(VideoNetwork):
         return features.flatten(1).unsqueeze(1)
 
 
-def _x3d(
-    blocks: tuple[int, int, int, int],
-    *,
-    num_classes: int,
-    num_frames: int,
-    dropout: float = 0.5,
-    base_width: int = 24,
-) -> X3D:
-    return X3D(blocks, num_classes=num_classes, num_frames=num_frames, dropout=dropout, base_width=base_width)
-
-
 _PARTS = {
     "branch1": "downsample.0",
     "branch1_bn": "downsample.1",
@@ -244,8 +233,9 @@ _BLOCKS_S_M = (3, 5, 11, 7)
 _BLOCKS_L = (5, 10, 25, 15)
 MODELS = {
     name: ModelEntry(
-        partial(_x3d, blocks),
+        partial(X3D, blocks),
         "Feichtenhofer 2020, X3D",
+        options_of=(X3D.__init__,),
         num_frames=frames,
         size=size,
         mean=(0.45, 0.45, 0.45),
