@@ -705,24 +705,30 @@ def test_torchvision_gives_what_the_imported_folder_gives(name: str, tmp_path: P
 # --- DeepMind's I3D ---------------------------------------------------------------------------------------------------
 
 
-def test_the_published_i3d_becomes_a_folder_that_predicts(
-    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_published_i3d_answers_as_published(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Imported and asked through the command line: the middle 64 frames, the centre 224 of 256 pixels."""
     file = shared / "weights" / "i3d_inception_v1_kinetics400.safetensors"
     labels = shared / "reference" / "labels" / "kinetics400.txt"
-    small = ["--num-frames", "16", "--set", "views.size=64"]  # the real 64 frames of 224² are another test's
-    assert (
-        run("models", "import", file, "--from", "deepmind-i3d", "--labels", labels, "-o", tmp_path / "i3d", *small) == 0
-    )
+    assert run("models", "import", file, "--from", "deepmind-i3d", "--labels", labels, "-o", tmp_path / "i3d") == 0
     printed = capsys.readouterr().out
     assert "missing in the file:          none" in printed
     assert "left over in the file:        none" in printed
     card = json.loads((tmp_path / "i3d" / "model.json").read_text())
     assert card["views"]["mean"] == card["views"]["std"] == [0.5] * 3
-    assert (card["views"]["sampling"], card["views"]["stride"], card["model"]["name"]) == ("dense", 1, "i3d_deepmind")
-    video = shared / "data" / "clips" / "v_SoccerJuggling_g23_c01.avi"
-    assert run("predict", tmp_path / "i3d", video, "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)["top"]) == 5
+    published = {
+        "v_SoccerJuggling_g23_c01.avi": ("juggling soccer ball", 0.999),
+        "hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi": ("cartwheeling", 0.88),
+        "R6llTwEh07w.mp4": ("using segway", 1.0),
+    }
+    assert run("predict", tmp_path / "i3d", *(shared / "data/clips" / name for name in published), "--json") == 0
+    for line in capsys.readouterr().out.splitlines():
+        answer = json.loads(line)
+        label, probability = published.pop(Path(answer["video"]).name)
+        assert answer["top"][0]["label"] == label
+        assert answer["top"][0]["score"] == pytest.approx(probability, abs=0.02)
+    assert not published
 
 
 def run(*arguments: object) -> int:

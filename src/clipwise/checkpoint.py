@@ -117,7 +117,9 @@ def read_card(path: str | Path) -> Card:
     card_file = (path if path.is_dir() else path.parent) / _CARD
     if not card_file.is_file():
         what = "no such file or folder" if not path.exists() else f"holds no {_CARD}"
-        raise ValueError(f"{path}: {what}; give a folder that `clipwise train` wrote, or a weight file inside one")
+        raise ValueError(
+            f"{path}: {what}; give a folder that `clipwise train` or `clipwise models import` wrote, or a weight file inside one"
+        )
     try:
         card: dict[str, Any] = json.loads(card_file.read_text(encoding="utf-8"))
         version = card["format"]

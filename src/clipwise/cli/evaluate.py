@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder that `clipwise train` wrote, or a weight file in one.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A folder of `clipwise train` or `clipwise models import`, or a weight file in one.")
+    ],
     data: Annotated[
         Path | None,
         typer.Argument(help="Labelled videos: folder, manifest or pack. The run's validation videos if left out."),

@@ -13,7 +13,9 @@ from clipwise.cli.app import app, counted, say
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A folder that `clipwise train` wrote, or a weight file in one.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A folder of `clipwise train` or `clipwise models import`, or a weight file in one.")
+    ],
     sources: Annotated[list[str], typer.Argument(help="Video files, folders of them, or quoted patterns.")],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to name.")] = 5,
     weights: Annotated[Literal["best", "last"], typer.Option(help="Which of the folder's weights.")] = "best",
