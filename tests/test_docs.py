@@ -9,8 +9,7 @@ import torch
 import typer
 
 import clipwise
-from clipwise.cli import data, demo, evaluate, models, predict, train  # noqa: F401  each registers its verb
-from clipwise.cli.app import app
+from clipwise.cli import application
 from clipwise.models.complexity import count_macs, count_parameters
 from clipwise.models.registry import create_model, model_entry
 
@@ -28,7 +27,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_every_command_shown_is_understood(command: str) -> None:
     _, *arguments = shlex.split(command)
-    current = typer.main.get_command(app)
+    current = typer.main.get_command(application())
     context = typer.Context(current)
     while hasattr(current, "resolve_command"):  # a bare `clipwise models` lists
         _, current, arguments = current.resolve_command(context, arguments)

@@ -118,7 +118,8 @@ def read_card(path: str | Path) -> Card:
     if not card_file.is_file():
         what = "no such file or folder" if not path.exists() else f"holds no {_CARD}"
         raise ValueError(
-            f"{path}: {what}; give a folder that `clipwise train` or `clipwise models import` wrote, or a weight file inside one"
+            f"{path}: {what}; give a folder that `clipwise train` or `clipwise models import` wrote, "
+            "or a weight file inside one"
         )
     try:
         card: dict[str, Any] = json.loads(card_file.read_text(encoding="utf-8"))

@@ -3,18 +3,25 @@
 import os
 import sys
 
+import typer
+
 from clipwise.cli.app import app, say
 
-__all__ = ["main"]
+__all__ = ["application", "main"]
+
+
+def application() -> typer.Typer:
+    """The application with all its verbs; they are imported here, since each registers itself."""
+    from clipwise.cli import data, demo, evaluate, import_weights, models, predict, train  # noqa: F401
+
+    return app
 
 
 def main() -> None:
     """Run a verb. Exit status: 0 on success, 1 where something the user can mend went wrong, 2 for wrong usage,
     130 after Ctrl-C. ``CLIPWISE_TRACEBACK=1`` shows where an error came from."""
-    from clipwise.cli import data, demo, evaluate, import_weights, models, predict, train  # noqa: F401  each registers itself
-
     try:
-        app()
+        application()()
     except KeyboardInterrupt:
         say("stopped")
         sys.exit(130)
