@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import clipwise
 from clipwise.cli import import_weights, main
+from clipwise.models import files
 from clipwise.models.files import read_weight_file
 from clipwise.models.importing import SOURCES, import_checkpoint
 from clipwise.models.registry import create_model
@@ -827,8 +828,14 @@ def test_what_is_missing_left_over_or_reshaped_is_named_and_nothing_written(
     key = "module.base_model.conv1.weight"  # optical flow: ten channels
     refused({**small, key: torch.ones(16, 10, 7, 7)}, tmp_path, r"\(16, 10, 7, 7\) for conv1.weight \(16, 3, 7, 7\)")
     refused({k: v for k, v in small.items() if "new_fc" not in k}, tmp_path, "no classifier")
-    refused({f"encoder.{key}": value for key, value in small.items()}, tmp_path, "none of tsm's networks.*--from")
-    refused(small, tmp_path, "none of tanet's networks", source="tanet")
+    refused({f"encoder.{key}": value for key, value in small.items()}, tmp_path, "none of tsm's networks.*--model")
+    refused(small, tmp_path, "none of tanet's networks.*another project's: --from tsm", source="tanet")
+    key = "module.base_model.layer1.0.bn1.running_mean"
+    refused({**small, key: small[key] / 0}, tmp_path, r"with NaN or infinite values for layer1.0.bn1.running_mean")
+    refused({**small, key: small[key].int()}, tmp_path, "of torch.int32 for layer1.0.bn1")
+    refused({**small, key: small[key].to_sparse()}, tmp_path, "is sparse")
+    taps = {f"layer1.0.tam.{part}_se.fc1.weight": torch.ones(2) for part in ("prev", "curr", "next")}
+    refused(taps, tmp_path, "other shapes than ibm's", source="ibm")
     # Batch counters alone may be absent.
     few = {key: value for key, value in small.items() if not key.endswith("num_batches_tracked")}
     assert import_checkpoint(
@@ -846,7 +853,7 @@ def test_wrong_arguments_say_what_to_do(small: dict[str, Tensor], tmp_path: Path
     refused(small, tmp_path, "only model.options.… and views.… can be set", overrides=["training.lr=1"])
     refused(small, tmp_path, "has no option depth", overrides=["model.options.depth=1"])
     refused(small, tmp_path, "near it", name="tsm_resnet51")
-    refused(small, tmp_path, "missing in the file", name="tam_resnet18")
+    refused(small, tmp_path, r"missing in the file.*\n.*\n.*\n.*the keys look like tsm_resnet18's", name="tam_resnet18")
     x3d = {"s1.pathway0_stem.conv_xy.weight": torch.ones(24, 3, 1, 3, 3), "head.projection.bias": torch.ones(CLASSES)}
     x3d |= {f"s2.pathway0_res{index}.branch2.a.weight": torch.ones(54, 24, 1, 1, 1) for index in range(3)}
     refused(x3d, tmp_path, "--model x3d_s or x3d_m", source="pyslowfast")
@@ -863,10 +870,34 @@ def test_an_existing_folder_is_kept(small: dict[str, Tensor], tmp_path: Path) ->
         again()
     again(overwrite=True, num_frames=4)
     assert clipwise.load(out, device="cpu").num_frames == 4
+    assert sorted(entry.name for entry in out.iterdir()) == ["import.json", "last.safetensors", "model.json"]
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no import wrote"):
+    with pytest.raises(ValueError, match=r"holds notes.txt, which no import wrote.*--output"):
         again(overwrite=True)
     assert (out / "notes.txt").exists()
+
+
+def test_into_the_folder_where_one_is(
+    small: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(small, tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    import_checkpoint(file, ".", source="tsm", labels=LABELS, overrides=NARROW)
+    assert clipwise.load(".", device="cpu").num_frames == 8
+
+
+def test_a_write_that_fails_leaves_nothing(
+    small: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    file = write(small, tmp_path)
+    monkeypatch.setattr("clipwise.models.importing.write_weights", full)
+    with pytest.raises(OSError, match="no space"):
+        import_checkpoint(file, tmp_path / "out", source="tsm", labels=LABELS, overrides=NARROW)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["theirs.pth"]
 
 
 # --- reading without running ------------------------------------------------------------------------------------------
@@ -896,6 +927,38 @@ def test_a_pickle_that_would_run_code_is_refused(name: str, small: dict[str, Ten
     assert not mark.exists()
     pickle.loads(pickle.dumps(Evil(mark)))
     assert mark.exists(), "the danger is real"
+
+
+class Forged:
+    """Unpickled, an array whose eight bytes NumPy takes for the address of an object."""
+
+    def __reduce__(self) -> Any:
+        reconstruct = np.empty(0).__reduce__()[0]
+        return reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), ForgedKind(), False, b"A" * 8)
+
+
+class ForgedKind:
+    def __reduce__(self) -> Any:
+        fields = {"a": (PlainObject(), 0)}
+        return np.dtype, ("V8", False, True), (3, "|", None, ("a",), fields, 8, 1, 0)
+
+
+class PlainObject:
+    def __reduce__(self) -> Any:
+        return np.dtype, ("O8",)
+
+
+@pytest.mark.parametrize("name", ["theirs.pth", "theirs.pkl"])
+def test_no_pickle_makes_an_array_of_forged_addresses(name: str, small: dict[str, Tensor], tmp_path: Path) -> None:
+    file = tmp_path / name
+    if name.endswith("pth"):
+        torch.save({"state_dict": small, "best": Forged()}, file)
+        assert read_weight_file(file).tensors.keys() == small.keys()
+        assert not isinstance(files._pytorch(file)["best"], np.ndarray)
+    else:
+        file.write_bytes(pickle.dumps({"blobs": {"w": Forged()}}, protocol=2))
+        with pytest.raises(ValueError, match=r"refused|not a readable"):
+            read_weight_file(file)
 
 
 def test_what_frameworks_put_beside_the_weights_is_let_through(small: dict[str, Tensor], tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Every network: published counts, sizes of input, dependence on the order of frames, gradients, weights."""
 
 import csv
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from safetensors.torch import save_file
 
 from clipwise import ops
 from clipwise.checkpoint import write_weights
+from clipwise.data.decode import open_frames
+from clipwise.data.sampling import segments_middle
+from clipwise.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalise, crop_resize, evaluation_boxes
 from clipwise.models import weights as weights_module
 from clipwise.models.complexity import count_macs, count_parameters
 from clipwise.models.network import VideoNetwork
@@ -37,9 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "32 frames; 256x256": {"num_frames": 32},
     "256x256; 400 classes": {},
 }
-# Every module on every backbone, plus the variants that have options of their own.
-SMALL: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in list_models("*_resnet18") + list_models("*_resnet50")),
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {"modules": part}) for name in list_models("stm_resnet[15][80]") for part in ("cstm", "cmm")),
     ("stc_resnet50", {"split": "equal"}),
     ("stc_resnet50", {"alpha": 0.0}),
@@ -125,7 +128,7 @@ def narrow(name: str, num_frames: int, **options: Any) -> VideoNetwork:
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_network(name: str, tmp_path: Path) -> None:
-    """Shape, a gradient for every parameter, and the same output after a round trip through safetensors and in bf16.
+    """Shape, a gradient for every parameter, also in mixed precision, and the same output after safetensors.
 
     A parameter without gradient stops distributed training. T is half of what the network usually takes.
     """
@@ -136,6 +139,9 @@ def test_every_network(name: str, tmp_path: Path) -> None:
     assert logits.shape == (2, 5)
     logits.square().sum().backward()
     assert [key for key, value in model.named_parameters() if value.grad is None] == []
+    with torch.autocast("cpu", torch.bfloat16):
+        model(clips).square().sum().backward()
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
 
     model.eval()
     write_weights(model, tmp_path / "weights.safetensors")
@@ -164,21 +170,43 @@ def test_compiled_equals_eager(name: str, backend: str) -> None:
     torch.compiler.reset()  # it counts how often VideoNetwork.forward was compiled, over all tests
     torch.manual_seed(1)
     model = narrow(name, model_entry(name).num_frames).eval()
+    torch.nn.init.normal_(model.fc.weight)
     clips = torch.randn(1, model.num_frames, 3, 64, 64)
     with torch.no_grad():
         compiled = torch.compile(model, backend=backend, fullgraph=True)
         torch.testing.assert_close(compiled(clips), model(clips), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "options"), SMALL)
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in list_models()), *VARIANTS])
 def test_depends_on_the_order_of_frames(name: str, options: dict[str, Any]) -> None:
-    model, clip = small(name, **options), torch.randn(2, 4, 3, 64, 64)
+    """SPEC section 1: TSN's output does not, every other network's does."""
+    torch.manual_seed(1)
+    model = narrow(name, 8, **options).eval()
+    torch.nn.init.normal_(model.fc.weight)
+    clips = torch.randn(1, 8, 3, 48, 48)
     with torch.no_grad():
-        change = (model(clip) - model(clip.flip(1))).abs().max() / model(clip).abs().max()
+        logits = model(clips)
+        change = (logits - model(clips[:, [3, 0, 7, 2, 5, 1, 6, 4]])).abs().max() / logits.abs().max()
     if name.startswith("tsn"):
         assert change < 1e-5
     else:
         assert change > 1e-4
+
+
+POOLED = [name for name in list_models() if "temporal_pooling" in model_options(name)]
+POOLED = [name for name in POOLED if re.search("(resnet(18|50)|inception_v1)$", name)]
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_temporal_pooling_leaves_no_frame_out(name: str) -> None:
+    """Each frame has an influence on the output at the start; a stride over a kernel of one frame would take it."""
+    torch.manual_seed(1)
+    model = narrow(name, 16, temporal_pooling=True).eval()
+    torch.nn.init.normal_(model.fc.weight)
+    clips = torch.randn(1, 16, 3, 32, 32, requires_grad=True)
+    model(clips).square().sum().backward()
+    assert clips.grad is not None
+    assert clips.grad.abs().amax((0, 2, 3, 4)).min() > 0
 
 
 @pytest.mark.parametrize("name", ["tam_resnet18", "tea_resnet50", "i3d_resnet18", "slowfast_resnet50_8x8"])
@@ -389,6 +417,13 @@ def test_resnet101_shifts_every_other_block() -> None:
         ({"name": "stc_resnet50", "shift": "no"}, "option shift takes bool, got 'no'"),
         ({"name": "stc_resnet50", "split": "equal", "alpha": 1.0}, "has one part only"),
         ({"name": "stm_resnet18", "caffe_stride": True}, "ResNet-18 has none"),
+        ({"name": "stm_resnet50", "caffe_stride": True, "weights": "imagenet"}, "have the stride in the 3×3"),
+        ({"name": "tsn_resnet50", "placement": "top"}, "TSN has none"),
+        ({"name": "tsn_inception_v1", "stages": (4,)}, "TSN has none"),
+        ({"name": "stc_resnet50", "alpha": 1.0, "sr": False}, "alpha=1 leaves out"),
+        ({"name": "stc_resnet50", "alpha": 0.0, "tr": False}, "alpha=0 leaves out"),
+        ({"name": "s3d_resnet18", "temporal_pooling": True, "stages": (5,)}, "thrown away unseen"),
+        ({"name": "gst_resnet18", "alpha": float("nan")}, "splits no channels"),
     ],
 )
 def test_wrong_arguments_say_what_is_right(call: dict[str, Any], message: str) -> None:
@@ -450,7 +485,9 @@ def test_image_weights_go_where_each_module_needs_them(tmp_path: Path) -> None:
 def test_a_head_of_other_classes_is_refused_or_reset(tmp_path: Path) -> None:
     trained = create_model("tsm_resnet18", num_classes=9, base_width=16)
     save_file(trained.state_dict(), tmp_path / "nine.safetensors")
-    with pytest.raises(ValueError, match=r"its head has 9 classes, tsm_resnet18 here 4.*--reset-head"):
+    with pytest.raises(
+        ValueError, match=r"its head, fc\.weight \(9, 128\).*, is not that of tsm_resnet18 with 4 classes.*--reset-head"
+    ):
         create_model("tsm_resnet18", num_classes=4, base_width=16, weights=tmp_path / "nine.safetensors")
     model = create_model(
         "tsm_resnet18", num_classes=4, base_width=16, weights=tmp_path / "nine.safetensors", reset_head=True
@@ -459,7 +496,59 @@ def test_a_head_of_other_classes_is_refused_or_reset(tmp_path: Path) -> None:
     assert model.fc.out_features == 4
 
 
-def test_real_imagenet_weights_recognise_an_image_network(shared: Path) -> None:
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_head_that_fits_is_kept_unless_reset(tmp_path: Path, reset: bool) -> None:
+    """Two data sets may have as many classes and not the same ones."""
+    trained = create_model("tsm_resnet18", num_classes=9, base_width=16)
+    save_file(trained.state_dict(), tmp_path / "nine.safetensors")
+    model = create_model(
+        "tsm_resnet18", num_classes=9, base_width=16, weights=tmp_path / "nine.safetensors", reset_head=reset
+    )
+    assert torch.equal(model.fc.weight, trained.fc.weight) is not reset
+
+
+@pytest.mark.parametrize("part", ["fc.weight", "fc.bias"])
+def test_half_a_head_is_no_head(tmp_path: Path, part: str) -> None:
+    state = create_model("tsm_resnet18", num_classes=9, base_width=16).state_dict()
+    save_file({key: value for key, value in state.items() if key != part}, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match=r"its head, fc\.\w+ \(9.*\), is not that"):
+        create_model("tsm_resnet18", num_classes=9, base_width=16, weights=tmp_path / "half.safetensors")
+
+
+def test_nonlocal_blocks_join_a_trained_slowfast(tmp_path: Path) -> None:
+    state = narrow("slowfast_resnet50_8x8", 8).state_dict()
+    save_file(state, tmp_path / "slowfast.safetensors")
+    model = narrow("slowfast_resnet50_8x8", 8, nonlocal_blocks=True, weights=tmp_path / "slowfast.safetensors")
+    assert torch.equal(model.state_dict()["slow.stem.conv.weight"], state["slow.stem.conv.weight"])
+
+
+def test_inflation_of_a_half_precision_file_is_exact(tmp_path: Path) -> None:
+    """Divided by three in fp16, the taps would not add up to the image's kernel."""
+    state = {key: value.half() if value.ndim == 4 else value for key, value in image_state(18).items()}
+    save_file(state, tmp_path / "half.safetensors")
+    own = narrow("i3d_resnet18", 4, weights=tmp_path / "half.safetensors").state_dict()
+    torch.testing.assert_close(own["conv1.weight"].sum(2), state["conv1.weight"].float(), rtol=1e-6, atol=1e-8)
+
+
+def test_real_imagenet_weights_name_what_a_frame_shows(shared: Path) -> None:
+    """With the stride where that file has it; in the 3×3 the ball's probability falls to a fifth."""
+    labels = json.loads((shared / "weights/imagenet_labels.json").read_text())
+    with open_frames(shared / "data/clips/v_SoccerJuggling_g23_c01.avi") as video:
+        frames = video.read(segments_middle(video.num_frames, 8))
+    box = evaluation_boxes(*frames.shape[1:3], crops=1, ratio=0.875)[0]
+    clip = Normalise(IMAGENET_MEAN, IMAGENET_STD)(crop_resize(frames, box, 224)[None])
+    model = create_model(
+        "tsn_resnet50",
+        num_classes=1000,
+        caffe_stride=True,
+        weights=shared / "weights/resnet50_imagenet.safetensors",
+    ).eval()
+    with torch.no_grad():
+        scores = model(clip).softmax(1)[0]
+    assert scores[labels.index("soccer_ball")] > 0.15
+
+
+def test_real_imagenet_weights_start_a_temporal_network(shared: Path) -> None:
     report = load_weights(
         create_model("stm_resnet50", num_classes=6, caffe_stride=True),
         shared / "weights/resnet50_imagenet.safetensors",

@@ -352,7 +352,7 @@ def test_outputs_equal_torchvisions(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["i3d_resnet18", "s3d_resnet50"])
 def test_placement_leaves_the_other_blocks_without_time(name: str) -> None:
-    """Of the top half, every frame of the lower stages is the one that the frame alone gives; no mixing below."""
+    """Of the top half, no kernel of the lower stages is longer than a frame."""
     model = create_model(name, num_classes=3, num_frames=6, base_width=16, placement="top").eval()
     lower = [module for stage in (model.layer1, model.layer2) for module in stage.modules()]
     upper = [module for stage in (model.layer3, model.layer4) for module in stage.modules()]

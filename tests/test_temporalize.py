@@ -7,6 +7,7 @@ import copy
 import pickle
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -482,7 +483,23 @@ def test_head_kept_or_new() -> None:
         temporalize(brought, "tsm")
 
 
+def test_threads_that_share_a_network_keep_their_own_maps() -> None:
+    model = lively(temporalize(one_block(), "stm", num_frames=T)).eval()
+    clips = [torch.randn(1, T, 3, 32, 32) for _ in range(60)]
+
+    def logits(clip: Tensor) -> Tensor:
+        with torch.inference_mode():
+            result: Tensor = model(clip)
+        return result
+
+    alone = [logits(clip) for clip in clips]
+    with ThreadPoolExecutor(4) as pool:
+        torch.testing.assert_close(list(pool.map(logits, clips)), alone)
+
+
 def test_wrong_use_says_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"nn.Module that is built already; got 'resnet18'"):
+        temporalize("resnet18", "tsm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"no temporal module is called 'tms'; near it: .*tsm"):
         temporalize(resnext(), "tms")
     with pytest.raises(ValueError, match="tsm has no option alpha; it takes causal, dropout"):

@@ -95,7 +95,7 @@ def test_a_run_folder_tells_all_about_it(run: Path, videos: Path) -> None:
 
 
 def test_learning_lowers_the_loss(videos: Path, tmp_path: Path) -> None:
-    more = [*SMALL, "training.epochs=12", "training.schedule=cosine", "training.lr=0.05", "training.batch_size=8"]
+    more = [*SMALL, "training.epochs=30", "training.schedule=cosine", "training.lr=0.02", "training.batch_size=8"]
     result = clipwise.train(videos, tmp_path / "run", overrides=more)
     assert result.epochs[-1].loss < 0.7 * result.epochs[0].loss
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -73,4 +74,4 @@ def import_(
         typer.echo(json.dumps(dataclasses.asdict(report), ensure_ascii=False))
     else:
         typer.echo(str(report))
-    say(f"written to {output}: clipwise predict {output} VIDEO")
+    say(f"written: {output}; try it with: clipwise predict {shlex.quote(str(output))} VIDEO")

@@ -1,4 +1,4 @@
-"""3D convolution that is right on every machine."""
+"""3D convolution whose gradient is right for short clips too."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ class Conv3d(nn.Conv3d):
     """``nn.Conv3d`` whose padding in time is written out where the clip is shorter than the kernel.
 
     There, PyTorch 2.13 with oneDNN on a CPU computes a wrong weight gradient in bfloat16, or crashes: with 2 frames
-    under a kernel of 3 it is off by 30 orders of magnitude. The result is the same otherwise.
+    under a kernel of 3 it is off by 30 orders of magnitude. The result is the same otherwise. A map smaller than the
+    kernel has the same fault, in 2D too; the networks meet none from 32 pixels on.
     """
 
     def forward(self, x: Tensor) -> Tensor:

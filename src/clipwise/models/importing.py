@@ -11,6 +11,7 @@ which a key without counterpart keeps its name. Where the names were looked up s
 
 import dataclasses
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,8 +80,8 @@ class ImportReport:
     """The network's keys whose tensor was made from the file's: turned, or put together from several."""
     missing: tuple[str, ...]
     """The network's keys that nothing in the file fills."""
-    reshaped: tuple[str, ...]
-    """Keys with the shape in the file and that in the network."""
+    unfit: tuple[str, ...]
+    """Keys whose tensors have another shape than the network's, or hold what no weight can be."""
     left: tuple[str, ...]
     """The file's keys that have no place in the network."""
     harmless: tuple[str, ...]
@@ -97,15 +98,16 @@ class ImportReport:
     @property
     def complete(self) -> bool:
         """Whether all that matters found its place."""
-        return not (self.missing or self.reshaped or self.left)
+        return not (self.missing or self.unfit or self.left)
 
     def __str__(self) -> str:
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        more = f" and {len(self.unfit) - 4} more" if len(self.unfit) > 4 else ""
         lines = [
             f"{self.file}: {self.name}, num_frames={self.num_frames}{options}",
             f"  {len(self.matched)} keys matched, {len(self.renamed)} renamed, {len(self.derived)} derived",
             f"  missing in the file:          {grouped(self.missing)}",
-            *([f"  of another shape:             {', '.join(self.reshaped[:4])}"] if self.reshaped else []),
+            *([f"  not fit for their place:      {', '.join(self.unfit[:4])}{more}"] if self.unfit else []),
             f"  left over in the file:        {grouped(self.left)}",
             f"  left over, no consequence:    {grouped(self.harmless)}",
             *([f"  beside the weights, not read: {', '.join(self.beside)}"] if self.beside else []),
@@ -566,6 +568,8 @@ def import_checkpoint(
         found = SOURCES[source].recognise(state, renamed)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    except (IndexError, RuntimeError) as error:  # a map that joins or turns tensors of other shapes
+        raise ValueError(f"{file}: some of its tensors have other shapes than {source}'s ({error})") from error
     name, found = _settle(file, source, found, name, options, state)
     frames = num_frames or found.num_frames or model_entry(name).num_frames
     classes = _class_count(file, renamed)
@@ -620,12 +624,15 @@ def _settle(
     """
     if found is None and name is None:
         begin = ", ".join(list(state)[:3])
+        others = " or ".join(f"--from {other}" for other in SOURCES if _would_recognise(other, state))
         raise ValueError(
             f"{file}: none of {source}'s networks ({SOURCES[source].networks}) was recognised; its keys begin {begin}. "
-            "Is it another project's (--from)? Or name the network with --model"
+            + (f"They look like another project's: {others}" if others else "If you know it, name it with --model")
         )
-    if found is None or (found.name and name and found.name != name):
+    if found is None:
         found = _Recognised(name)
+    elif found.name and name and found.name != name:
+        found = _Recognised(name, notes=(f"the keys look like {found.name}'s; --model says {name}",))
     chosen = name or found.name
     if chosen is None:
         raise ValueError(f"{file}: X3D-S and X3D-M have the same weights; say which with --model x3d_s or x3d_m")
@@ -635,17 +642,30 @@ def _settle(
     return chosen, dataclasses.replace(found, options={**found.options, **options})
 
 
+def _would_recognise(source: str, state: State) -> bool:
+    try:
+        return SOURCES[source].recognise(state, SOURCES[source].rename(state)) is not None
+    except (ValueError, IndexError, RuntimeError):
+        return False
+
+
 def _class_count(file: Path, renamed: State) -> int:
     for key in ("fc.bias", "fc.weight"):
-        if key in renamed:
+        if key in renamed and renamed[key].ndim:
             return len(renamed[key])
     raise ValueError(f"{file}: has no classifier; import a checkpoint of a whole network")
 
 
-def _fits(value: Tensor, own: Tensor) -> bool:
-    """Whether the shapes agree but for dimensions of one at the end: a 1×1×1 convolution is a linear map."""
+def _misfit(value: Tensor, own: Tensor) -> str:
+    """Why a tensor cannot take a place; empty if it can. Dimensions of one at the end count nothing, for a 1×1×1
+    convolution is a linear map.
+    """
     shorter, longer = sorted((tuple(value.shape), tuple(own.shape)), key=len)
-    return longer == shorter + (1,) * (len(longer) - len(shorter))
+    if longer != shorter + (1,) * (len(longer) - len(shorter)):
+        return str(tuple(value.shape))
+    if own.is_floating_point() and not value.is_floating_point():
+        return f"of {value.dtype}"
+    return "" if value.isfinite().all() else "with NaN or infinite values"
 
 
 def _place(model: VideoNetwork, renamed: State, state: State, known_harmless: str) -> tuple[State, ImportReport]:
@@ -656,7 +676,7 @@ def _place(model: VideoNetwork, renamed: State, state: State, known_harmless: st
     matched: list[str] = []
     pairs: list[tuple[str, str]] = []
     derived: list[str] = []
-    reshaped: list[str] = []
+    unfit: list[str] = []
     left: list[str] = []
     harmless: list[str] = []
     for key, value in renamed.items():
@@ -667,8 +687,8 @@ def _place(model: VideoNetwork, renamed: State, state: State, known_harmless: st
             without_effect = key.endswith("num_batches_tracked") or scale_of_one
             known = without_effect or re.fullmatch(known_harmless, original or key)
             (harmless if known else left).append(original or key)
-        elif not _fits(value, own[key]):
-            reshaped.append(f"{original or key} {tuple(value.shape)} for {key} {tuple(own[key].shape)}")
+        elif reason := _misfit(value, own[key]):
+            unfit.append(f"{original or key} {reason} for {key} {tuple(own[key].shape)}")
         else:
             values[key] = value.reshape(own[key].shape).to(own[key].dtype)
             if original is None:
@@ -684,7 +704,7 @@ def _place(model: VideoNetwork, renamed: State, state: State, known_harmless: st
         renamed=tuple(pairs),
         derived=tuple(derived),
         missing=tuple(missing),
-        reshaped=tuple(reshaped),
+        unfit=tuple(unfit),
         left=tuple(left),
         harmless=tuple(harmless),
     )
@@ -695,10 +715,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file; give a folder for the import")
     inside = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if foreign := sorted(inside - _OWN_FILES):
+        raise ValueError(f"{output}: holds {foreign[0]}, which no import wrote; give another folder (--output)")
     if inside and not overwrite:
         raise ValueError(f"{output}: exists already; --overwrite replaces an earlier import")
-    if inside - _OWN_FILES:
-        raise ValueError(f"{output}: holds files that no import wrote, so --overwrite will not delete it")
 
 
 def _write(
@@ -710,27 +730,25 @@ def _write(
     report: ImportReport,
     source: str,
 ) -> None:
-    """The folder is filled beside its place and then put there."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as aside:
-        new = Path(aside) / "new"
-        new.mkdir()
-        write_card(new, config, labels, views)
-        write_weights(model, new / "last.safetensors")
-        account = {
-            "from": source,
-            "origin": SOURCES[source].origin,
-            **dataclasses.asdict(report),
-            "command": command_line(),
-            "versions": versions(),
-        }
-        write_json(new / _ACCOUNT, account)
-        old = Path(aside) / "old"
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
+    """All files are written before the first takes its place."""
+    new = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=output, prefix=".import.") as aside:
+            folder = Path(aside)
+            write_card(folder, config, labels, views)
+            write_weights(model, folder / "last.safetensors")
+            account = {
+                "from": source,
+                "origin": SOURCES[source].origin,
+                **dataclasses.asdict(report),
+                "command": command_line(),
+                "versions": versions(),
+            }
+            write_json(folder / _ACCOUNT, account)
+            for file in folder.iterdir():
+                file.replace(output / file.name)
+    except BaseException:
+        if new:
+            shutil.rmtree(output, ignore_errors=True)
+        raise

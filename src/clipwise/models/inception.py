@@ -194,6 +194,8 @@ def _inception(
     placement: str = "all",
     temporal_pooling: bool | str = False,
 ) -> Inception:
+    if temporal is None and (placement != "all" or tuple(stages) != (2, 3, 4, 5)):
+        raise ValueError(f"{stages = } and {placement = } place a temporal module, and TSN has none; leave them out")
     return Inception(
         num_classes=num_classes,
         num_frames=num_frames,
@@ -210,7 +212,7 @@ MODELS = {
     )
     for module, temporal, paper in (
         ("tsn", None, "Wang et al. 2016, TSN"),
-        ("tsm", TemporalShift, "Lin et al. 2019, TSM"),
+        ("tsm", TemporalShift, "Lin et al. 2019, TSM, at TAM's places"),
         ("tam", TemporalAggregation, "Chen et al. 2021, Deep Analysis"),
     )
 }

@@ -147,7 +147,7 @@ def inflate(weight: Tensor, shape: torch.Size) -> Tensor:
     A clip of identical frames then gives what the 2D network gives, wherever no padding in time is seen
     (Carreira and Zisserman 2017; the Deep Analysis code repeats without dividing).
     """
-    return weight.unsqueeze(2).expand(shape) / shape[2]
+    return weight.float().unsqueeze(2).expand(shape) / shape[2]
 
 
 def pooling_kind(temporal_pooling: bool | str) -> str | None:

@@ -85,17 +85,15 @@ def _resnet(
         raise ValueError(
             f"causal and {temporal_pooling = } exclude each other: the pooling reads the next frame; leave one out"
         )
-    if module_options.get("causal") and nonlocal_blocks:
-        raise ValueError(
-            "causal and nonlocal_blocks exclude each other: attention reads every frame of the clip; leave one out"
-        )
+    if module == "tsn" and (placement is not None or tuple(stages) != (2, 3, 4, 5)):
+        raise ValueError(f"{stages = } and {placement = } place a temporal module, and TSN has none; leave them out")
     # TSM's authors shift every other block once a stage is as long as ResNet-101's conv4_x.
     usual = "alternate" if module == "tsm" and depth >= 101 else "all"
     slot = _MODULES[module].slot
     temporal: Callable[[BlockSpec], Slot] | None = partial(slot, **module_options) if slot else None
     placed = placed_in(stages, placement or usual)
     if nonlocal_blocks:
-        temporal, placed = with_nonlocal(temporal, placed)
+        temporal, placed = with_nonlocal(temporal, placed, causal=bool(module_options.get("causal")))
     return ResNet(
         depth,
         num_classes=num_classes,

@@ -234,6 +234,7 @@ class ResNet(VideoNetwork):
         if caffe_stride and LAYERS[depth][0] == "basic":
             raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
         self.temporal_pooling = temporal_pooling
+        self.caffe_stride = caffe_stride
         kind, blocks = LAYERS[depth]
         block: type[_BasicBlock | _Bottleneck] = _BasicBlock if kind == "basic" else _Bottleneck
         self.conv1 = nn.Conv2d(3, base_width, 7, 2, padding=3, bias=False)

@@ -15,9 +15,10 @@ stride 2 in time, in their first 3×3×3 (S3D: its 3×1×1) and in their shortcu
 
 Decided here: squeeze-excitation (Hu et al. 2018) pools over T, H and W, reduces the channels by 16, and gates the
 branch's output just before the addition. In S3D the image network's BN follows the 1×3×3, the 3×1×1 starts as the
-identity and the BN after it is new, so that a bottleneck starts as the image network's; in a basic block one ReLU more
-stands before the addition. ``caffe_stride`` moves a bottleneck's stride in space to its first 1×1, not that in time.
-Non-local blocks stand where :mod:`~clipwise.models.temporal.nonlocal_block` has them in the 2D networks.
+identity (where it strides, as the mean of three frames) and the BN after it is new, so that in evaluation a bottleneck
+without temporal pooling starts as the image network's; in a basic block one ReLU more stands before the addition.
+``caffe_stride`` moves a bottleneck's stride in space to its first 1×1, not that in time. Non-local blocks stand where
+:mod:`~clipwise.models.temporal.nonlocal_block` has them in the 2D networks.
 
 Weights: the keys are torchvision's ResNet's with 5-D kernels, so an ImageNet file is inflated as it is; beside them
 S3D has ``conv2_t.weight`` and ``bn2_t`` (basic blocks also ``conv1_t``, ``bn1_t``), squeeze-excitation ``se`` and a
@@ -168,6 +169,7 @@ class ResNet3d(VideoNetwork):
             raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, LAYERS))}")
         if base_width < 16 or base_width % 16:
             raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
+        self.caffe_stride = caffe_stride
         kind, blocks = LAYERS[depth]
         if caffe_stride and kind == "basic":
             raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
@@ -177,6 +179,11 @@ class ResNet3d(VideoNetwork):
         self.maxpool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
         positions = [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
         placed = placed_in(stages, placement)(positions)
+        if temporal_pooling and not {(stage, 0) for stage in (3, 4, 5)} <= placed:
+            raise ValueError(
+                f"temporal pooling strides in the first blocks of stages 3, 4 and 5, which {stages = } and "
+                f"{placement = } leave without time: frames would be thrown away unseen; leave one of them out"
+            )
         followed = nonlocal_positions(positions) if nonlocal_blocks else set()
         channels = base_width
         for stage, count in enumerate(blocks, start=2):
@@ -204,6 +211,9 @@ class ResNet3d(VideoNetwork):
             if isinstance(module, nn.Conv3d):
                 if module.kernel_size == (3, 1, 1):
                     nn.init.dirac_(module.weight)
+                    if module.stride[0] > 1:  # the mean of three: the identity would drop every other frame
+                        with torch.no_grad():
+                            module.weight.copy_(module.weight[:, :, 1:2].expand_as(module.weight) / 3)
                 else:
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self._make_head(channels)

@@ -154,6 +154,8 @@ class SlowFast(VideoNetwork):
         ValueError: for a T that ``alpha`` does not divide, a width that cannot be built, or see :class:`VideoNetwork`.
     """
 
+    image_keys = re.compile(r"(?!fc\.|.*nonlocal_block\.).*(?<!num_batches_tracked)")
+
     def __init__(
         self,
         alpha: int,

@@ -45,6 +45,7 @@ import importlib
 import logging
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -171,6 +172,7 @@ def temporalize(
     Raises:
         ValueError: for a module or option that does not exist; a network without residual blocks that are known, or
             that is no image network; a block that the module cannot go into.
+        TypeError: if ``network`` is no module.
     """
     modules = temporal_modules()
     if module not in modules:
@@ -179,6 +181,8 @@ def temporalize(
             f"no temporal module is called {module!r}; "
             + (f"near it: {', '.join(near)}" if near else f"there are {', '.join(modules)}")
         )
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"give an image network, an nn.Module that is built already; got {network!r}")
     if isinstance(network, VideoNetwork):
         raise ValueError(f"{type(network).__name__} takes clips already; give a network that takes images")
     entry = modules[module]
@@ -420,11 +424,12 @@ def _place(
     positions = {(branch.spec.stage, branch.spec.index): branch for branch in branches}
     temporal: Callable[[BlockSpec], Slot] | None = partial(entry.slot, **options) if entry.slot else None
     placed_at = placed_in(stages, placement or usual)
+    wanted = placed_at(list(positions))
     if nonlocal_blocks:
-        temporal, placed_at = with_nonlocal(temporal, placed_at)
+        temporal, placed_at = with_nonlocal(temporal, placed_at, causal=bool(options.get("causal")))
     assert temporal is not None
     chosen = placed_at(list(positions))
-    if not chosen:
+    if not wanted:
         have = ", ".join(map(str, sorted({stage for stage, _ in positions})))
         raise ValueError(
             f"{stages = } and {placement = } choose none of the residual blocks; those found: stages {have}"
@@ -445,7 +450,8 @@ def _place(
                 f"({', '.join(_fitting(branch)) or 'none'}), or leave {branch.spec.stage} out of stages"
             )
         _fill(model.network, branch, slot)
-        (unplaced if slot == Slot() else placed).append(branch.name)
+        has_it = slot != Slot() and (position in wanted or entry.slot is None)
+        (placed if has_it else unplaced).append(branch.name)
     model.placed, model.unplaced, model.skipless = tuple(placed), tuple(unplaced), tuple(skipless)
     _log.info(
         "%s in %d of %d residual blocks of %s%s",
@@ -528,19 +534,21 @@ class _AtOutput:
 class _Joined:
     """Hooks that carry the spatial convolution's input y to where ``merge`` joins it, within one forward pass.
 
-    A pass at a time: threads that share a network would mix up their y.
+    Each thread has a y of its own, for threads may share a network; while it is compiled there is one.
     """
 
     def __init__(self, module: nn.Module, frames: int) -> None:
         self.module, self.frames = module, frames
-        self.y: Tensor | None = None
+        self.y: dict[int, Tensor] = {}
+
+    def _thread(self) -> int:
+        return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
     def keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        self.y = inputs[0]
+        self.y[self._thread()] = inputs[0]
 
     def _join(self, s: Tensor) -> Tensor:
-        y, self.y = self.y, None
-        assert y is not None
+        y = self.y.pop(self._thread())
         return fold(self.module(unfold(s, self.frames), unfold(y, self.frames)))
 
     def at_input(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

@@ -27,6 +27,8 @@ _IMAGENET = {
     "googlenet": "googlenet-1378be20.pth",
     "mobilenet_v2": "mobilenet_v2-b0353104.pth",
 }
+_IMAGENET_CLASSES = 1000
+_HEAD = ("fc.weight", "fc.bias")
 _IMAGENET_ADDRESS = "https://download.pytorch.org/models/"
 
 
@@ -48,7 +50,7 @@ class LoadReport:
     matched: tuple[str, ...]
     """The network's keys that took a tensor as it is."""
     derived: tuple[str, ...]
-    """The network's keys that took a part of a tensor (STC's spatial convolution)."""
+    """The network's keys whose tensor was made from one of the file's: a part of it, or inflated."""
     new: tuple[str, ...]
     """The network's keys that keep their start."""
     left: tuple[str, ...]
@@ -133,14 +135,14 @@ def load_weights(
 
     2D kernels are inflated where the network's are 3D; a module that replaces an image convolution by smaller ones
     takes its parts. The image network's part must match whole: a file that lacks some of it, has more blocks, or other
-    shapes is another network's. A head of ImageNet's 1000 classes is left in the file.
+    shapes is another network's. The head is loaded where it fits; ImageNet's 1000 classes are left where it does not.
 
     Args:
         model: the network, changed in place.
         source: ``"imagenet"`` or a path.
         name: the network's registered name, for messages.
         image_backbone: whose ImageNet file ``"imagenet"`` means.
-        reset_head: leave the file's head where it has another number of classes.
+        reset_head: leave the file's head; without it, one that does not fit is refused.
 
     Raises:
         ValueError: if the file cannot be read, is another network's, or has another number of classes.
@@ -150,6 +152,11 @@ def load_weights(
         if image_backbone is None:
             raise ValueError(
                 f"{name} has no ImageNet file: give the path of a weight file, or leave weights out (null in a recipe)"
+            )
+        if getattr(model, "caffe_stride", False):
+            raise ValueError(
+                f"torchvision's ImageNet weights have the stride in the 3×3, and this {name} has caffe_stride; leave "
+                "it out, or give the path of a file that was trained so"
             )
         path = imagenet_file(image_backbone)
     else:
@@ -171,23 +178,30 @@ def load_weights(
             sources.add(key)
     wrong = []
     for key, value in state.items():
-        if key not in own:
+        if key not in own or key in _HEAD:
             continue
         if own[key].shape == value.shape:
             loaded[key] = value
         elif own[key].ndim == 5 and value.ndim == 4 and own[key][:, :, 0].shape == value.shape:
             derived[key] = inflate(value, own[key].shape)
             sources.add(key)
-        elif not key.startswith("fc."):
+        else:
             wrong.append(f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}")
+    head = {key: state[key] for key in _HEAD if key in state}
+    head_fits = [value.shape for value in head.values()] == [own[key].shape for key in _HEAD]
+    if head_fits and not reset_head:
+        loaded |= head
     if wrong:
         raise ValueError(
             f"{path}: {len(wrong)} tensors have other shapes than {name}'s, the first {wrong[0]}; "
-            "the file belongs to another network or width"
+            "the file belongs to another network or width (TANet, TIN, TRN: also to another number of frames)"
         )
     if not loaded and not derived:
         some = ", ".join(list(state)[:3])
-        raise ValueError(f"{path}: nothing in it matches {name}; its keys begin {some} – is it another network's?")
+        raise ValueError(
+            f"{path}: nothing in it matches {name}; its keys begin {some} – another network's, or "
+            "another project's? `clipwise models import` takes those"
+        )
     filled = {*loaded, *derived}
     lacking = [key for key in own if model.image_keys.fullmatch(key) and key not in filled]
     lacking += [
@@ -201,10 +215,11 @@ def load_weights(
             f"{path}: not the weights of {name}'s image network: {len(lacking)} of its tensors are missing and "
             f"{len(surplus)} are another's (the first: {(lacking + surplus)[0]}); give a file of the same backbone"
         )
-    if "fc.weight" in state and "fc.weight" not in loaded and len(state["fc.weight"]) != 1000 and not reset_head:
+    if head and not head_fits and not reset_head and len(head.get("fc.weight", ())) != _IMAGENET_CLASSES:
+        shapes = " and ".join(f"{key} {tuple(value.shape)}" for key, value in head.items())
         raise ValueError(
-            f"{path}: its head has {len(state['fc.weight'])} classes, {name} here {model.num_classes}; to keep the "
-            "rest and start a new head, say so: --reset-head, or reset_head=True in Python"
+            f"{path}: its head, {shapes}, is not that of {name} with {model.num_classes} classes; to keep the rest and "
+            "start a new head, say so: --reset-head, or reset_head=True in Python"
         )
     model.load_state_dict(
         {**own, **{k: v.float() if v.is_floating_point() else v for k, v in (loaded | derived).items()}}

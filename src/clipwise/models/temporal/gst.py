@@ -72,7 +72,7 @@ def gst(block: BlockSpec, *, alpha: float = 0.75, inputs: str = "halves") -> Slo
     """
     if inputs not in ("halves", "all"):
         raise ValueError(f"inputs must be 'halves' or 'all', got {inputs!r}")
-    spatial = round(alpha * block.width)
+    spatial = round(alpha * block.width) if 0 < alpha < 1 else 0
     if not 0 < spatial < block.width:
         raise ValueError(
             f"{alpha = } splits no channels: of {block.width}, {spatial} would be spatial; take a value between 0 and 1"

@@ -95,18 +95,33 @@ def nonlocal_positions(positions: list[Position]) -> set[Position]:
 
 
 def with_nonlocal(
-    temporal: Callable[[BlockSpec], Slot] | None, placed: Callable[[list[Position]], set[Position]]
+    temporal: Callable[[BlockSpec], Slot] | None,
+    placed: Callable[[list[Position]], set[Position]],
+    *,
+    causal: bool = False,
 ) -> tuple[Callable[[BlockSpec], Slot], Callable[[list[Position]], set[Position]]]:
     """What :class:`~clipwise.models.resnet.ResNet` takes as ``temporal`` and ``placed``, with non-local blocks added.
 
     They stand where they belong, whether or not ``placed`` puts the temporal module into the same residual block.
+
+    Raises:
+        ValueError: for a ``causal`` module, and, once called, for a network without stages 3 and 4.
     """
+    if causal:
+        raise ValueError(
+            "causal and nonlocal_blocks exclude each other: attention reads every frame of the clip; leave one out"
+        )
     modules: set[Position] = set()
     attention: set[Position] = set()
 
     def place(positions: list[Position]) -> set[Position]:
         modules.update(placed(positions))
         attention.update(nonlocal_positions(positions))
+        if not attention:
+            have = ", ".join(map(str, sorted({stage for stage, _ in positions})))
+            raise ValueError(
+                f"non-local blocks stand in stages 3 and 4, and this network has stages {have}; leave them out"
+            )
         return modules | attention
 
     def fill(block: BlockSpec) -> Slot:

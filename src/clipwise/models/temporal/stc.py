@@ -181,6 +181,12 @@ def stc(
         raise ValueError(f"split 'equal' gives half of the inputs to either part, and alpha={alpha} has one part only")
     if split not in ("alpha", "equal"):
         raise ValueError(f"split must be 'alpha' or 'equal', got {split!r}")
+    if alpha == 1 and not sr:
+        raise ValueError("sr belongs to the temporal part, which alpha=1 leaves out already; leave sr as it is")
+    if alpha == 0 and not (shift and tr):
+        raise ValueError(
+            "shift and tr belong to the spatial part, which alpha=0 leaves out already; leave them as they are"
+        )
     if reduction is not None and reduction < 1:
         raise ValueError(f"reduction must be at least 1, got {reduction}")
     return Slot(

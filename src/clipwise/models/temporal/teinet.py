@@ -51,7 +51,15 @@ class TemporalEnhancement(TemporalModule):
 
 
 def teinet(block: BlockSpec) -> Slot:
-    """Temporal enhancement and interaction before conv1."""
+    """Temporal enhancement and interaction before conv1.
+
+    Raises:
+        ValueError: for a block of fewer than 8 channels.
+    """
+    if block.in_channels < 8:
+        raise ValueError(
+            f"TEINet reduces the channels to an eighth, so there must be at least 8, got {block.in_channels}"
+        )
     return Slot(before=TemporalEnhancement(block.in_channels))
 
 

@@ -106,7 +106,16 @@ class TemporalInterlacing(TemporalModule):
 
 
 def tin(block: BlockSpec) -> Slot:
-    """Temporal interlacing before conv1."""
+    """Temporal interlacing before conv1.
+
+    Raises:
+        ValueError: for a block whose channels cannot be divided so.
+    """
+    if block.in_channels % 16:
+        raise ValueError(
+            "TIN delays four equal groups within a quarter of the channels, so their number must be a multiple of 16, "
+            f"got {block.in_channels}"
+        )
     return Slot(before=TemporalInterlacing(block.in_channels, block.num_frames))
 
 

@@ -44,7 +44,12 @@ def tsm(block: BlockSpec, *, causal: bool = False) -> Slot:
 
     Args:
         causal: no frame sees a later one.
+
+    Raises:
+        ValueError: for a block of fewer than 8 channels, none of which would move.
     """
+    if block.in_channels < 8:
+        raise ValueError(f"TSM shifts an eighth of the channels, so there must be at least 8, got {block.in_channels}")
     return Slot(before=TemporalShift(block.in_channels, causal=causal))
 
 
