@@ -514,6 +514,12 @@ def test_wrong_use_says_what_to_do() -> None:
         temporalize(Rows(conv_bn(3, 8, 3, 2), TimmInverted(8, 16, 2), channels=16), "tsm")
     with pytest.raises(ValueError, match="choose none of the residual blocks; those found: stages 2"):
         temporalize(timm_convnext(), "tsm", stages=(5,))
+    with pytest.raises(ValueError, match="attention reads every frame"):
+        temporalize(resnext(), "tsm", causal=True, nonlocal_blocks=True)
+    with pytest.raises(ValueError, match="stages 3 and 4, .* has stages 2; leave them out"):
+        temporalize(timm_convnext(), "tsm", nonlocal_blocks=True)
+    with pytest.raises(ValueError, match="choose none of the residual blocks"):
+        temporalize(resnext(), "tsm", stages=(2,), placement="bottom", nonlocal_blocks=True)
     with pytest.raises(ValueError, match=r"does not run on an image of shape \(1, 3, 224, 224\)"):
         temporalize(nn.Linear(7, 5), "tsm")
     with pytest.raises(ValueError, match="made for 8 frames a clip, got 4"):
