@@ -401,6 +401,7 @@ def test_resnet101_shifts_every_other_block() -> None:
     [
         ({"name": "stm_resnet5"}, "near it: .*stm_resnet50"),
         ({"name": "smt_resnet50"}, "near it: .*stm_resnet50"),
+        ({"name": "stm"}, "near it: .*stm_resnet18"),
         ({"name": "vit_base"}, "`clipwise models` lists them all"),
         ({"name": "tsm_resnet50", "temporal_pooling": True, "num_frames": 12}, "multiple of 8, got 12; take 8 or 16"),
         ({"name": "i3d_resnet50", "temporal_pooling": True, "num_frames": 4}, "multiple of 8, got 4; take 8, or leave"),

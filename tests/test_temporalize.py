@@ -331,7 +331,7 @@ def test_a_resnet_that_is_brought_becomes_our_own_network(name: str, options: di
     assert set(brought.state_dict()) == before
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in brought.modules())
     if "nonlocal_blocks" in options:
-        assert len(model.placed) == (5 if module == "tsn" else 7)  # the first of stages 4 and 5 besides
+        assert len(model.placed) == (5 if module == "tsn" else 2)  # TAM in the first of stages 4 and 5
     assert count_parameters(model) == count_parameters(ours)
     assert count_macs(model, 64) == count_macs(ours, 64)
 

@@ -49,7 +49,8 @@ class ModelConfig:
     num_frames: int = 8
     """T, frames a clip; of a recipe that leaves it out, as many as the network usually takes."""
     weights: str | None = "imagenet"
-    """Where it starts: ``imagenet``, the path of a weight file, or null for random."""
+    """Where it starts: ``imagenet``, the path of a weight file, or null for random; left out, ``imagenet`` where there
+    is such a file for the network."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keywords of ``create_model``: dropout, stages, placement, caffe_stride, base_width, alpha …"""
 
@@ -287,7 +288,7 @@ def override_views(views: ViewsConfig, overrides: Sequence[str]) -> ViewsConfig:
 def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:
     """Check plain values and make them a :class:`Config`; ``source`` is named in messages.
 
-    Frames, size of image, mean and std that are not given are those the network usually has.
+    Frames, start, size of image, mean and std that are not given are those the network usually has.
 
     Raises:
         ValueError: naming each field that is unknown or does not fit.
@@ -322,8 +323,9 @@ def _with_network_defaults(values: dict[str, Any]) -> dict[str, Any]:
     if name not in list_models():
         return values
     entry = model_entry(name)
+    start = {} if entry.image_backbone else {"weights": None}
     usual = {"size": entry.size, "mean": entry.mean, "std": entry.std}
-    return {**values, "model": {"num_frames": entry.num_frames, **model}, "views": {**usual, **views}}
+    return {**values, "model": {"num_frames": entry.num_frames, **start, **model}, "views": {**usual, **views}}
 
 
 def _fields_of(location: tuple[int | str, ...]) -> str:

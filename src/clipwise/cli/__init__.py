@@ -22,9 +22,11 @@ def main() -> None:
     130 after Ctrl-C. ``CLIPWISE_TRACEBACK=1`` shows where an error came from."""
     try:
         application()()
-    except KeyboardInterrupt:
-        say("stopped")
-        sys.exit(130)
+    except SystemExit as ended:
+        # Typer makes an exit of Ctrl-C; a verb that ends so by itself has said what there is to say.
+        if isinstance(ended.__context__, BaseException) and isinstance(ended.__context__.__cause__, KeyboardInterrupt):
+            say("stopped")
+        raise
     except BrokenPipeError:
         # The reader of our output, such as `head`, is gone: that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

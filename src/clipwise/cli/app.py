@@ -48,9 +48,9 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def counted(number: int, what: str) -> str:
-    """``1 video``, ``2 videos``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str, many: str | None = None) -> str:
+    """``1 video``, ``2 videos``; ``many`` where an s is not enough."""
+    return f"{number} {what if number == 1 else many or what + 's'}"
 
 
 def say(message: str, *, error: bool = False) -> None:

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import typer
 from rich.table import Table
 
@@ -74,7 +75,10 @@ def evaluate(
     title = f"{result.record['checkpoint']['model']['name']}, {len(evaluation.names)} videos"
     try:
         write_json(target, result.record)
-        confusion_matrix(picture, evaluation.video.confusion, result.classes, title)
+        # A network may know hundreds of classes that this data shows nothing of.
+        counts = np.array(evaluation.video.confusion)
+        seen = np.flatnonzero(counts.any(0) | counts.any(1))
+        confusion_matrix(picture, counts[np.ix_(seen, seen)], [result.classes[index] for index in seen], title)
     except OSError as error:
         raise ValueError(f"{target}: cannot be written ({error.strerror or error}); give another --output") from error
     if as_json:
@@ -127,7 +131,8 @@ def _print_tables(evaluation: "Evaluation") -> None:
             f"{metrics.mean_class_accuracy:.1f}",
         )
     classes = Table("class", "videos", "accuracy", "mostly taken for")
-    for row in evaluation.video.per_class:
+    present = [row for row in evaluation.video.per_class if row.videos]
+    for row in present:
         classes.add_row(
             row.name,
             str(row.videos),
@@ -136,3 +141,6 @@ def _print_tables(evaluation: "Evaluation") -> None:
         )
     out.print(figures)
     out.print(classes)
+    absent = len(evaluation.video.per_class) - len(present)
+    if absent:
+        out.print(f"{counted(absent, 'class', 'classes')} of the network's without videos here")

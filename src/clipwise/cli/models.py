@@ -1,6 +1,7 @@
 """``clipwise models``: list the networks, show one, import weights."""
 
 import json
+import re
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from clipwise.cli.app import app
+from clipwise.cli.app import app, counting
 
 
 class _ListByDefault(TyperGroup):
@@ -46,7 +47,7 @@ def list_(
     num_classes: _Classes = 174,
     as_json: _Json = False,
 ) -> None:
-    """List the networks with paper, input, parameters and MACs a clip (multiply–accumulates of the convolutions).
+    """List the networks with input, parameters, MACs a clip (multiply–accumulates of the convolutions) and paper.
 
     Example: `clipwise models 'stm*'`
     """
@@ -55,37 +56,44 @@ def list_(
     from clipwise.models.complexity import count_macs, count_parameters
     from clipwise.models.registry import create_model, list_models, model_entry
 
-    names = list_models(pattern)
+    names = sorted(list_models(pattern), key=_by_number)
     if not names:
-        raise ValueError(f"no network matches {pattern!r}; `clipwise models` lists them all")
+        model_entry(pattern)  # says which names are near
     rows: list[dict[str, Any]] = []
-    for name in names:
-        entry = model_entry(name)
-        frames, side = num_frames or entry.num_frames, size or entry.size
-        with torch.device("meta"):
-            model = create_model(name, num_classes=num_classes, num_frames=frames)
-        rows.append(
-            {
-                "name": name,
-                "paper": entry.paper,
-                "input": [frames, side, side],
-                "parameters": count_parameters(model),
-                "macs": count_macs(model, side),
-            }
-        )
+    with counting("networks") as progress:
+        for name in names:
+            entry = model_entry(name)
+            frames, side = num_frames or entry.num_frames, size or entry.size
+            with torch.device("meta"):
+                model = create_model(name, num_classes=num_classes, num_frames=frames)
+            rows.append(
+                {
+                    "name": name,
+                    "paper": entry.paper,
+                    "input": [frames, side, side],
+                    "parameters": count_parameters(model),
+                    "macs": count_macs(model, side),
+                }
+            )
+            progress(len(rows), len(names))
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
-    table = Table(title=f"{num_classes} classes")
+    table = Table(title=f"{num_classes} classes; M parameters, GMACs a clip", pad_edge=False)
     table.add_column("network", no_wrap=True)
-    table.add_column("paper")
     table.add_column("input", no_wrap=True)
-    table.add_column("parameters (M)", justify="right")
-    table.add_column("GMACs a clip", justify="right")
+    table.add_column("M", justify="right", no_wrap=True)
+    table.add_column("GMACs", justify="right", no_wrap=True)
+    table.add_column("paper", no_wrap=True, overflow="ellipsis")
     for row in rows:
         shape = "×".join(map(str, row["input"]))
-        table.add_row(row["name"], row["paper"], shape, f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}")
+        table.add_row(row["name"], shape, f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}", row["paper"])
     Console().print(table)
+
+
+def _by_number(name: str) -> list[str | int]:
+    """A key that puts resnet18 before resnet101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 @models.command()
@@ -94,23 +102,29 @@ def show(
     size: _Size = None,
     num_frames: _Frames = None,
     num_classes: _Classes = 174,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="model.options.NAME=VALUE", help="An option; may be repeated."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Print a network's stages with the shapes that one clip has there, its options and where its input comes from.
 
-    Example: `clipwise models show stm_resnet50`
+    Example: `clipwise models show stc_resnet50 --set model.options.alpha=0.5`
     """
     import torch
 
+    from clipwise.config import load_config
     from clipwise.models.complexity import count_parameters, describe_stages
     from clipwise.models.registry import create_model, model_entry, model_options
 
-    entry = model_entry(name)
+    chosen = load_config(overrides=[f"model.name={name}", *(overrides or ())]).model.options
+    entry = model_entry(name, chosen.get("backbone"))
     frames, side = num_frames or entry.num_frames, size or entry.size
     with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes, num_frames=frames)
+        model = create_model(name, num_classes=num_classes, num_frames=frames, **chosen)
     stages = describe_stages(model, side)
-    options = model_options(name)
+    options = {**model_options(name, chosen.get("backbone")), **chosen}
     if as_json:
         typer.echo(
             json.dumps(
@@ -142,5 +156,6 @@ def show(
     console = Console()
     console.print(table)
     start = f"ImageNet file of {entry.image_backbone}" if entry.image_backbone else "none from ImageNet"
-    console.print(f"input: RGB in [0, 1], minus {entry.mean}, divided by {entry.std}; start: {start}", highlight=False)
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (entry.mean, entry.std))
+    console.print(f"input: RGB in 0 to 1, minus ({mean}), divided by ({std}); start: {start}", highlight=False)
     console.print("options: " + ", ".join(f"{key}={value!r}" for key, value in options.items()), highlight=False)

@@ -128,6 +128,8 @@ class TrainingDisplay:
             say(f"{len(start.ignored)} entries of the folder are no videos and are left out: {some}")
         if start.weights:
             say(str(start.weights))
+        elif not start.done:
+            say("from random weights")
         if start.done:
             rest = "finished already" if start.done == start.steps else "going on"
             say(f"{rest} after step {start.done} of {start.steps}")

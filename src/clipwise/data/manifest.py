@@ -443,7 +443,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """The class names of a text file, one a line. Raises ValueError if it cannot be read, is empty or repeats one."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error.strerror}); give a text file, one class name per line"
+        ) from error
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read as UTF-8 text, one class name per line ({error})") from error
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:

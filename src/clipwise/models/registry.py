@@ -185,21 +185,21 @@ def model_entry(name: str, backbone: str | None = None) -> ModelEntry:
 
         return timm_entry(name, backbone)
     if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, n=6, cutoff=0.6)
+        near = [known for known in sorted(_MODELS) if name in known] or difflib.get_close_matches(name, _MODELS, n=6)
         raise ValueError(
             f"no network is called {name!r}; "
-            + (f"near it: {', '.join(near)}" if near else "`clipwise models` lists them all")
+            + (f"near it: {', '.join(near[:6])}" if name and near else "`clipwise models` lists them all")
         )
     return _MODELS[name]
 
 
-def model_options(name: str) -> dict[str, Any]:
+def model_options(name: str, backbone: str | None = None) -> dict[str, Any]:
     """The options that a network takes besides classes and frames, with their defaults.
 
     Raises:
         ValueError: see :func:`model_entry`.
     """
-    entry = model_entry(name)
+    entry = model_entry(name, backbone)
     options: dict[str, Any] = {}
     for function in _option_functions(entry):
         options |= _keywords(function)

@@ -139,7 +139,7 @@ def load_weights(
 
     Args:
         model: the network, changed in place.
-        source: ``"imagenet"`` or a path.
+        source: ``"imagenet"``, the path of a weight file, or a run's folder, whose best weights are taken.
         name: the network's registered name, for messages.
         image_backbone: whose ImageNet file ``"imagenet"`` means.
         reset_head: leave the file's head; without it, one that does not fit is refused.
@@ -161,7 +161,14 @@ def load_weights(
         path = imagenet_file(image_backbone)
     else:
         path = Path(source)
+        if path.is_dir():  # a run's folder, as the other verbs take it
+            path = next(
+                (path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), path
+            )
     state = model.from_image(read_state_dict(path))
+    unfit = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if unfit:
+        raise ValueError(f"{path}: {len(unfit)} of its tensors hold NaN or infinite values, the first {unfit[0]}")
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
     derived: dict[str, Tensor] = {}

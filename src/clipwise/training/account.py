@@ -106,7 +106,11 @@ class RunAccount:
                 epochs=tuple(epochs),
             )
         except FileNotFoundError as error:
-            raise ValueError(f"{folder}: holds no training run ({Path(error.filename).name} is missing)") from error
+            imported = "; it was imported, give its weights to a new run as model.weights"
+            raise ValueError(
+                f"{folder}: holds no training run ({Path(error.filename).name} is missing)"
+                + (imported if (folder / "import.json").is_file() else "")
+            ) from error
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{folder}: the account of its training run is damaged ({error})") from error
 
