@@ -516,6 +516,16 @@ def test_half_a_head_is_no_head(tmp_path: Path, part: str) -> None:
         create_model("tsm_resnet18", num_classes=9, base_width=16, weights=tmp_path / "half.safetensors")
 
 
+def test_a_runs_folder_is_a_start_and_broken_numbers_are_none(run: Path, tmp_path: Path) -> None:
+    model = create_model("stm_resnet18", num_classes=4, num_frames=4, base_width=16, weights=run)
+    state = read_state_dict(run / "best.safetensors")
+    assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
+    state["bn1.weight"][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(ValueError, match=r"1 of its tensors hold NaN or infinite values, the first bn1\.weight"):
+        create_model("stm_resnet18", num_classes=4, base_width=16, weights=tmp_path / "nan.safetensors")
+
+
 def test_nonlocal_blocks_join_a_trained_slowfast(tmp_path: Path) -> None:
     state = narrow("slowfast_resnet50_8x8", 8).state_dict()
     save_file(state, tmp_path / "slowfast.safetensors")

@@ -516,7 +516,7 @@ def test_wrong_use_says_what_to_do() -> None:
         temporalize(timm_convnext(), "tsm", stages=(5,))
     with pytest.raises(ValueError, match="attention reads every frame"):
         temporalize(resnext(), "tsm", causal=True, nonlocal_blocks=True)
-    with pytest.raises(ValueError, match="stages 3 and 4, .* has stages 2; leave them out"):
+    with pytest.raises(ValueError, match=r"stages 3 and 4, .* has stages 2; leave them out"):
         temporalize(timm_convnext(), "tsm", nonlocal_blocks=True)
     with pytest.raises(ValueError, match="choose none of the residual blocks"):
         temporalize(resnext(), "tsm", stages=(2,), placement="bottom", nonlocal_blocks=True)

@@ -75,8 +75,8 @@ def gst(block: BlockSpec, *, alpha: float = 0.75, inputs: str = "halves") -> Slo
     spatial = round(alpha * block.width) if 0 < alpha < 1 else 0
     if not 0 < spatial < block.width:
         raise ValueError(
-            f"{alpha = } splits no channels: each convolution needs at least one of {block.width}; take a value between "
-            f"{1 / block.width:.3g} and {1 - 1 / block.width:.3g}"
+            f"{alpha = } splits no channels: each convolution needs at least one of {block.width}; take a value "
+            f"between {1 / block.width:.3g} and {1 - 1 / block.width:.3g}"
         )
     return Slot(conv2=GroupedSpatialTemporal(block.width, block.stride, spatial=spatial, halves=inputs == "halves"))
 
