@@ -42,6 +42,8 @@ class Interrupt:
 
     def epoch_ended(self, *_: Any) -> None: ...
 
+    def failed(self, *_: Any) -> None: ...
+
 
 @pytest.fixture(scope="module")
 def whole(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -78,10 +78,15 @@ class DataConfig:
     """What dense sampling does with a video shorter than its window."""
     workers: int = 2
     """Loader processes."""
+    on_error: Literal["raise", "skip", "report"] = "raise"
+    """At a video that cannot be read: stop; leave it out and name it at the end; or name it at once and also let the
+    run end with exit status 1. It is never replaced by another."""
+    max_failed: float = 0.05
+    """Stop where more than this share of the videos could not be read."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "stride")
-        _at_least(self, 0, "workers")
+        _at_least(self, 0, "workers", "max_failed")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
 
@@ -100,6 +105,11 @@ class AugmentationConfig:
     """How far apart in ``scales`` height and width may be; 0 keeps the crop square."""
     flip: bool = True
     """Mirror half of the clips; a class named left or right changes into its partner, or is never mirrored."""
+    reverse: bool = False
+    """Play half of the clips backwards, of classes whose reversed partner is in the list: opening and closing …"""
+    reverse_pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs of classes that are each other backwards, beside the known ones; a class paired with itself is the same
+    either way."""
     brightness: float = 0.0
     """Strength of the jitter, drawn once a clip, as for the next three."""
     contrast: float = 0.0
@@ -123,24 +133,31 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """The views of a video in testing: clips × crops, their softmax averaged. It travels with the weights."""
+    """The views of a video in testing: clips × crops, and how they are averaged. It travels with the weights.
+
+    The papers' are :mod:`clipwise.evaluation.presets`.
+    """
 
     __pydantic_config__ = _STRICT
 
     size: int = 224
     """Pixels of a side of the network's input, in training too; left out, the network's usual size."""
     crop_ratio: float = 0.875
-    """Side of the centre crop as a share of the short side: 0.875 is 224 of 256. Three crops have the whole side."""
+    """Side of the centre crop as a share of the short side: 0.875 is 224 of 256."""
+    three_crop_ratio: float = 1.0
+    """The same where there are three crops: 1 is the whole short side."""
     clips: int = 1
     """Clips a video."""
-    sampling: Literal["middle", "two_clips", "uniform", "random", "dense"] = "middle"
-    """Where the clips lie (1 for ``middle``, 2 for ``two_clips``)."""
+    sampling: Literal["middle", "two_clips", "uniform", "random", "dense", "slowfast"] = "middle"
+    """Where the clips lie (1 for ``middle``, 2 for ``two_clips``); ``slowfast`` is dense with PySlowFast's positions."""
     stride: int = 8
     """Frames from one to the next in dense sampling."""
     short: Literal["wrap", "repeat"] = "wrap"
     """What dense sampling does with a video shorter than its window."""
+    average: Literal["softmax", "logits"] = "softmax"
+    """A video's score: the mean of its views' softmax, or the softmax of the mean of their logits."""
     crops: Literal[1, 3] = 1
-    """1: the centre. 3: along the longer side, each as high as the short side."""
+    """1: the centre. 3: along the longer side, by default each as high as the short side."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of red, green and blue in [0, 1], subtracted; left out, what the network's own weights expect."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -152,11 +169,13 @@ class ViewsConfig:
             raise ValueError(f"size must be at least 32 pixels, for the network halves it five times; got {self.size}")
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"crop_ratio must lie in (0, 1], got {self.crop_ratio}")
+        if not 0 < self.three_crop_ratio <= 1:
+            raise ValueError(f"three_crop_ratio must lie in (0, 1], got {self.three_crop_ratio}")
         fixed = {"middle": 1, "two_clips": 2}.get(self.sampling)
         if fixed is not None and self.clips != fixed:
             raise ValueError(
                 f"sampling {self.sampling!r} means clips={fixed}, got clips={self.clips}; any number goes with "
-                "sampling 'uniform', 'random' or 'dense'"
+                "sampling 'uniform', 'random', 'dense' or 'slowfast'"
             )
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
@@ -246,7 +265,11 @@ Section = TypeVar("Section")
 
 def section_from_json(kind: Callable[..., Section], values: dict[str, Any]) -> Section:
     """A section of the configuration from its plain values, whose lists become tuples."""
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return kind(**{key: _tuples(value) for key, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def recipe_names() -> list[str]:

@@ -37,13 +37,19 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Clips through the network at a time.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
     precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="As in training if left out.")] = None,
+    on_error: Annotated[
+        Literal["raise", "skip", "report"],
+        typer.Option(help="At a video that cannot be read: stop, leave it out, or leave it out and end with status 1."),
+    ] = "report",
+    max_failed: Annotated[float, typer.Option(min=0, max=1, help="Stop where more than this share fails.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Test a network: top-1, top-5, mean-class accuracy, a table of classes and the confusion matrix.
 
     Example: `clipwise evaluate runs/mine test/ --set views.sampling=random --set views.clips=10 --set views.crops=3`
 
-    Exit status 1 where a video could not be read: the figures are then not those of the whole set.
+    A video that cannot be read is named in the result, and the exit status is 1 unless `--on-error skip`: the figures
+    are then not those of the whole set.
     """
     from clipwise.analysis.plots import confusion_matrix
     from clipwise.checkpoint import read_card
@@ -65,6 +71,8 @@ def evaluate(
             precision=precision,
             batch_size=batch_size,
             workers=workers,
+            on_error=on_error,
+            max_failed=max_failed,
             progress=progress,
         )
     # The condition is in the name, so that no result takes the place of another's.
@@ -95,7 +103,8 @@ def evaluate(
         say(f"{counted(len(evaluation.unreadable), 'video')} could not be read; the figures are those of the rest:")
         for failure in evaluation.unreadable[:5]:
             say(f"  {failure.path}: {failure.reason}")
-        raise typer.Exit(1)
+        if on_error == "report":
+            raise typer.Exit(1)
 
 
 def _check_output(output: Path) -> None:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from clipwise.cli.app import app, console, say
+from clipwise.cli.app import app, console, counted, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clipwise.data.failures import Failure
     from clipwise.evaluation.protocols import Evaluation
     from clipwise.training.account import EpochLog
     from clipwise.training.run import RunResult, RunStart
@@ -68,6 +71,8 @@ def train(
     _closing(result)
     if not result.finished:
         raise typer.Exit(130)
+    if result.unreadable and display.on_error == "report":
+        raise typer.Exit(1)
 
 
 def _closing(result: "RunResult") -> None:
@@ -84,6 +89,11 @@ def _closing(result: "RunResult") -> None:
             f"{len(result.short_videos)} videos have fewer frames than a clip, so some of their frames were repeated: "
             f"{some}; fewer frames a clip (model.num_frames) avoid that"
         )
+    if result.unreadable:
+        videos = counted(len(result.unreadable), "video")
+        say(f"{videos} could not be read and took no part; unreadable.json names them:")
+        for failure in result.unreadable[:5]:
+            say(f"  {failure.path}: {failure.reason}")
 
 
 class TrainingDisplay:
@@ -92,6 +102,7 @@ class TrainingDisplay:
     def __init__(self, *, json_lines: bool = False) -> None:
         self.json_lines = json_lines
         self.unreadable: set[str] = set()
+        self.on_error = "raise"
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -111,8 +122,15 @@ class TrainingDisplay:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def failed(self, failures: "Sequence[Failure]") -> None:
+        for failure in failures if self.on_error == "report" else ():
+            if failure.path not in self.unreadable:
+                self.unreadable.add(failure.path)
+                say(f"left out, for it cannot be read: {failure.path}: {failure.reason}")
+
     def started(self, start: "RunStart") -> None:
         config = start.config
+        self.on_error = start.on_error
         self.epochs = config.epochs
         self.steps_per_epoch = start.steps // config.epochs
         say(
@@ -165,8 +183,6 @@ class TrainingDisplay:
         if log.top1 is not None:
             line += f"  top-1 {log.top1:.1f}  mean class {log.mean_class_accuracy:.1f}"
         say(f"{line}  {log.clips_per_second:.1f} clips/s  {log.seconds:.0f} s")
-        for failure in evaluation.unreadable if evaluation else ():
-            if failure.path not in self.unreadable:
-                self.unreadable.add(failure.path)
-                say(f"not in the validation: {failure.path}: {failure.reason}")
+        if evaluation:
+            self.failed(evaluation.unreadable)
         self.then = time.perf_counter()

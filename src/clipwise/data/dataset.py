@@ -18,10 +18,11 @@ from torch.utils.data import Dataset, Sampler
 from clipwise.config import AugmentationConfig, DataConfig, ViewsConfig
 from clipwise.data import sampling
 from clipwise.data.decode import DecodeError, Frames
+from clipwise.data.failures import Failure
 from clipwise.data.manifest import Manifest
 from clipwise.data.transforms import crop_resize, evaluation_boxes, flip, mirror_labels, train_box
 
-__all__ = ["Draw", "DrawSampler", "Failure", "TestViews", "TrainingClips", "collate", "identity_of", "read_views"]
+__all__ = ["Draw", "DrawSampler", "TestViews", "TrainingClips", "collate", "identity_of", "read_views"]
 
 
 class Draw(NamedTuple):
@@ -31,13 +32,6 @@ class Draw(NamedTuple):
     """Its index in the manifest."""
     number: int
     """The clip's place in the run, from 0."""
-
-
-class Failure(NamedTuple):
-    """A video that could not be read."""
-
-    path: str
-    reason: str
 
 
 class DrawSampler(Sampler[list[Draw]]):
@@ -203,7 +197,7 @@ def read_views(frames: Frames, num_frames: int, views: ViewsConfig, *, identity:
     indices = _clip_indices(frames.num_frames, num_frames, views, identity)
     # One call for all clips: overlapping clips share frames, and the reader passes through the video once.
     pictures = frames.read(indices.ravel())
-    ratio = views.crop_ratio if views.crops == 1 else 1.0
+    ratio = views.crop_ratio if views.crops == 1 else views.three_crop_ratio
     boxes = evaluation_boxes(*pictures.shape[1:3], crops=views.crops, ratio=ratio)
     clips = [
         crop_resize(pictures[start : start + num_frames], box, views.size)
@@ -222,6 +216,8 @@ def _clip_indices(available: int, num_frames: int, views: ViewsConfig, identity:
         return sampling.uniform_clips(available, num_frames, views.clips)
     if views.sampling == "random":
         return sampling.random_clips(available, num_frames, views.clips, identity)
+    if views.sampling == "slowfast":
+        return sampling.slowfast_clips(available, num_frames, views.stride, views.clips)
     return sampling.dense_clips(available, num_frames, views.stride, views.clips, short=views.short)
 
 

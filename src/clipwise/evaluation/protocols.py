@@ -1,9 +1,11 @@
-"""Videos → scores: the views of each video through the network, the mean of their softmax.
+"""Videos → scores: the views of each video through the network, then their average.
+
+Batches are filled with views whichever videos they are of, so that 1 view a video and 30 use the device alike.
 
 Evaluation is a loop of its own, not Lightning's: a padded distributed sampler would count some videos twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clipwise.config import ViewsConfig
-from clipwise.data.dataset import Failure, TestViews, collate
+from clipwise.data.dataset import TestViews, collate
+from clipwise.data.failures import Failure, FailureAccount, OnError, deaths_explained
 from clipwise.data.manifest import Manifest
 from clipwise.data.transforms import Normalise
 from clipwise.data.workers import leave_signals_to_parent
 from clipwise.evaluation.metrics import VideoMetrics, mean_softmax, video_metrics
 
-__all__ = ["Evaluation", "class_scores", "evaluate_model"]
+__all__ = ["AVERAGES", "Evaluation", "class_scores", "evaluate_model", "rebatched", "score_views"]
+
+AVERAGES = {"softmax": "mean of softmax over views", "logits": "softmax of the mean of logits over views"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Evaluation:
     labels: NDArray[np.int64]
     """(V,)"""
     scores: NDArray[np.float32]
-    """(V, C): mean of softmax over the views."""
+    """(V, C): the average over the views."""
     clip: VideoMetrics
     """Each clip for itself, its crops averaged."""
     video: VideoMetrics
@@ -58,14 +63,46 @@ class Evaluation:
         }
 
 
-def class_scores(model: nn.Module, views: Tensor, normalise: nn.Module, *, precision: str) -> Tensor:
-    """uint8 (V, views, T, 3, H, W) → float32 (V, views, C) logits, on the model's device."""
+def class_scores(model: nn.Module, clips: Sequence[Tensor], normalise: nn.Module, *, precision: str) -> Tensor:
+    """uint8 parts (n, T, 3, H, W) of one batch → float32 (N, C) logits of all of them, on the model's device."""
     device = next(model.parameters()).device
-    clips = views.to(device, non_blocking=True).flatten(0, 1)
+    # Joined on the device: the parts are in pinned memory, and keep their layout (colours last) through the cat.
+    parts = [part.to(device, non_blocking=True).movedim(2, -1) for part in clips]
+    batch = (parts[0] if len(parts) == 1 else torch.cat(parts)).movedim(-1, 2)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits: Tensor = model(normalise(clips))
-    by_view: Tensor = logits.float().unflatten(0, views.shape[:2])
-    return by_view
+        logits: Tensor = model(normalise(batch))
+    return logits.float()
+
+
+def score_views(logits: Tensor, views: ViewsConfig) -> tuple[Tensor, Tensor]:
+    """(V, clips·crops, C) logits → scores (V, clips, C) of each clip and (V, C) of each video.
+
+    Raises ValueError for logits that are not finite.
+    """
+    by_clip = logits.unflatten(1, (views.clips, views.crops))
+    if views.average == "softmax":
+        scores = mean_softmax(by_clip)
+        return scores, scores.mean(dim=1)
+    return mean_softmax(by_clip.mean(dim=2, keepdim=True)), mean_softmax(logits.mean(dim=1, keepdim=True))
+
+
+def rebatched(parts: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Cut parts (n, …) anew: yield lists of slices with ``size`` rows each, the last with the rest, in order.
+
+    No more than ``size`` rows and one part are held at a time.
+    """
+    held: list[Tensor] = []
+    missing = size
+    for part in parts:
+        while len(part):
+            held.append(part[:missing])
+            part = part[missing:]
+            missing = size - sum(map(len, held))
+            if not missing:
+                yield held
+                held, missing = [], size
+    if held:
+        yield held
 
 
 def evaluate_model(
@@ -77,6 +114,8 @@ def evaluate_model(
     batch_size: int = 32,
     workers: int = 2,
     precision: str = "fp32",
+    on_error: OnError = "report",
+    max_failed: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every video of a manifest.
@@ -86,13 +125,17 @@ def evaluate_model(
         manifest: the videos.
         views: clips, crops, size and normalisation.
         num_frames: T.
-        batch_size: clips through the network at a time; one video's views stay together.
+        batch_size: views through the network at a time, of one video or of several.
         workers: loader processes.
         precision: ``fp32`` or ``bf16`` (autocast).
+        on_error: ``raise`` stops at the first video that cannot be read; ``skip`` and ``report`` score the rest.
+        max_failed: share of the videos that may fail.
         progress: called with videos done and in all.
 
     Raises:
-        ValueError: if no video at all could be read; the first reasons are named.
+        DecodeError: for a video that cannot be read, where that is to stop.
+        ChildProcessError: if a loader process dies.
+        ValueError: if more videos than allowed, or no video at all could be read; the first reasons are named.
     """
     views_per_video = views.clips * views.crops
     device = next(model.parameters()).device
@@ -105,37 +148,45 @@ def evaluate_model(
         # Evaluation must not advance the generator that training draws from.
         generator=torch.Generator(),
         pin_memory=device.type == "cuda",
+        # What waits in memory: about two batches a worker, or one video where that is more.
+        prefetch_factor=(2 if views_per_video <= batch_size else 1) if min(workers, len(manifest)) else None,
     )
     normalise = Normalise(views.mean, views.std).to(device)
     was_training = model.training
     model.eval()
-    unreadable: list[Failure] = []
+    unreadable = FailureAccount(
+        on_error, max_failed, len(manifest), remedy="on_error skip or report scores the rest, and names such videos"
+    )
     indices: list[Tensor] = []
     logits: list[Tensor] = []
     short: list[str] = []
-    done = 0
-    try:
+
+    def views_read() -> Iterator[Tensor]:
+        done = 0
         for batch in loader:
-            unreadable += batch["failures"]
+            unreadable.add(batch["failures"])
             done += len(batch["failures"])
             if "clip" in batch:
-                logits.append(class_scores(model, batch["clip"], normalise, precision=precision).cpu())
                 indices.append(batch["index"])
                 few = batch["index"][batch["available"] < num_frames]
-                short += [manifest[int(index)].name for index in few]
+                short.extend(manifest[int(index)].name for index in few)
                 done += len(batch["index"])
+                yield batch["clip"].flatten(0, 1)
             if progress:
                 progress(done, len(manifest))
+
+    try:
+        with deaths_explained():
+            for clips in rebatched(views_read(), batch_size):
+                logits.append(class_scores(model, clips, normalise, precision=precision).cpu())
     finally:
         model.train(was_training)
     if not logits:
-        some = "; ".join(f"{failure.path}: {failure.reason}" for failure in unreadable[:3])
+        some = "; ".join(f"{failure.path}: {failure.reason}" for failure in list(unreadable)[:3])
         raise ValueError(f"{manifest.source}: none of {len(manifest)} videos could be read: {some}")
     chosen = torch.cat(indices).numpy()
     labels = manifest.labels[chosen]
-    by_view = torch.cat(logits)
-    by_clip = mean_softmax(by_view.unflatten(1, (views.clips, views.crops)))
-    scores = by_clip.mean(dim=1)
+    by_clip, scores = score_views(torch.cat(logits).unflatten(0, (-1, views_per_video)), views)
     return Evaluation(
         names=tuple(manifest[int(index)].name for index in chosen),
         labels=labels,

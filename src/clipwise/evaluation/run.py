@@ -11,8 +11,9 @@ import torch
 
 from clipwise.checkpoint import Checkpoint, command_line, device_name, read_checkpoint, versions
 from clipwise.config import ViewsConfig
+from clipwise.data.failures import OnError
 from clipwise.data.manifest import Manifest, class_list_hash
-from clipwise.evaluation.protocols import Evaluation, evaluate_model
+from clipwise.evaluation.protocols import AVERAGES, Evaluation, evaluate_model
 from clipwise.files import portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run, video
@@ -40,6 +41,8 @@ def evaluate(
     precision: Literal["fp32", "bf16"] | None = None,
     batch_size: int = 32,
     workers: int = 2,
+    on_error: OnError = "report",
+    max_failed: float = 1.0,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
@@ -55,6 +58,8 @@ def evaluate(
         precision: as in training unless given.
         batch_size: clips through the network at a time.
         workers: loader processes.
+        on_error: ``raise`` stops at the first video that cannot be read; ``skip`` and ``report`` score the rest.
+        max_failed: share of the videos that may fail.
         device: the GPU when None and there is one.
         progress: called with videos done and in all.
 
@@ -77,6 +82,8 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         precision=precision,
+        on_error=on_error,
+        max_failed=max_failed,
         progress=progress,
     )
     record = {
@@ -95,7 +102,7 @@ def evaluate(
         "protocol": {
             "num_frames": trained.config.num_frames,
             "views": dataclasses.asdict(views),
-            "average": "mean of softmax over views",
+            "average": AVERAGES[views.average],
             "precision": precision,
         },
         "device": device_name(device),

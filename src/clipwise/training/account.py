@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from clipwise.checkpoint import command_line, device_name, versions
 from clipwise.config import Config
+from clipwise.data.failures import Failure
 from clipwise.data.manifest import Item, Manifest
 from clipwise.files import portable_path, write_json, written_whole
 from clipwise.models.weights import LoadReport
@@ -24,15 +25,18 @@ __all__ = [
     "append_epoch",
     "drop_epochs_after",
     "is_run",
+    "read_unreadable",
     "video",
     "videos_hash",
     "write_account",
+    "write_unreadable",
 ]
 
 _RUN = "run.json"
 _CONFIG = "config.json"
 _SPLITS = "splits.json"
 _EPOCHS = "epochs.csv"
+_UNREADABLE = "unreadable.json"
 
 
 Video = tuple[str, float | None, float | None]
@@ -195,3 +199,22 @@ def drop_epochs_after(folder: Path, step: int) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_unreadable(folder: Path, training: Iterable[Failure], validation: Iterable[Failure]) -> None:
+    """Name the videos that could not be read, where there are any."""
+    named = {
+        "training": [failure._asdict() for failure in training],
+        "validation": [failure._asdict() for failure in validation],
+    }
+    if any(named.values()):
+        write_json(folder / _UNREADABLE, named)
+
+
+def read_unreadable(folder: Path) -> dict[str, list[Failure]]:
+    """What :func:`write_unreadable` wrote; empty where it had nothing to write."""
+    file = folder / _UNREADABLE
+    if not file.is_file():
+        return {}
+    named: dict[str, list[dict[str, str]]] = json.loads(file.read_text(encoding="utf-8"))
+    return {part: [Failure(**failure) for failure in failures] for part, failures in named.items()}

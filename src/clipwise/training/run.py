@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from clipwise.checkpoint import write_card, write_weights
 from clipwise.config import Config, TrainingConfig, load_config
 from clipwise.data.dataset import DrawSampler, TrainingClips, collate
+from clipwise.data.failures import Failure, FailureAccount, OnError, deaths_explained
 from clipwise.data.manifest import Manifest
 from clipwise.data.workers import leave_signals_to_parent
 from clipwise.evaluation.protocols import Evaluation, evaluate_model
@@ -33,8 +34,10 @@ from clipwise.training.account import (
     append_epoch,
     drop_epochs_after,
     is_run,
+    read_unreadable,
     videos_hash,
     write_account,
+    write_unreadable,
 )
 from clipwise.training.resume import (
     STATE,
@@ -69,6 +72,7 @@ class RunStart:
     """Of the whole run."""
     done: int
     """Steps made before, by a run that resumes."""
+    on_error: OnError
 
 
 class Reporter(Protocol):
@@ -79,6 +83,9 @@ class Reporter(Protocol):
 
     def stepped(self, *, step: int, loss: float, lr: float, clips: int) -> None:
         """After each step, of ``clips`` clips."""
+
+    def failed(self, failures: Sequence[Failure]) -> None:
+        """When training videos could not be read and were left out."""
 
     def epoch_ended(self, log: EpochLog, evaluation: Evaluation | None) -> None:
         """After each epoch and its validation."""
@@ -99,6 +106,8 @@ class RunResult:
     """Of this session."""
     short_videos: tuple[str, ...]
     """Training videos with fewer frames than a clip, some of which were repeated."""
+    unreadable: tuple[Failure, ...]
+    """Videos, of training or validation, that could not be read and were left out."""
 
 
 def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest | None]:
@@ -329,7 +338,19 @@ class _Run(pl.Callback):
         self.best = resumed.best if resumed else None
         self.stop = StopRequest()
         self.epochs: list[EpochLog] = []
-        self.task = ClassificationTask(model, config, steps_per_epoch=sampler.steps_per_epoch, start=sampler.start)
+        self.unreadable = FailureAccount(
+            config.data.on_error,
+            config.data.max_failed,
+            len(train),
+            remedy="training stops at a video that it cannot read: take it out (`clipwise data check` finds all such), "
+            "or let data.on_error=skip leave them out and name them",
+        )
+        before = read_unreadable(output) if resumed else {}
+        self.unreadable.add(before.get("training", ()))
+        self.unreadable_in_validation: dict[Failure, None] = dict.fromkeys(before.get("validation", ()))
+        self.task = ClassificationTask(
+            model, config, self.unreadable, steps_per_epoch=sampler.steps_per_epoch, start=sampler.start
+        )
 
     def go(self) -> RunResult:
         if self.reporter:
@@ -344,6 +365,7 @@ class _Run(pl.Callback):
                     weights=self.loaded,
                     steps=self.sampler.steps,
                     done=self.sampler.start,
+                    on_error=self.config.data.on_error,
                 )
             )
         if self.task.step < self.sampler.steps:
@@ -355,6 +377,7 @@ class _Run(pl.Callback):
             best=self.best,
             epochs=tuple(self.epochs),
             short_videos=tuple(self.train[index].name for index in sorted(self.task.short_videos)),
+            unreadable=(*self.unreadable, *self.unreadable_in_validation),
         )
 
     def _fit(self) -> None:
@@ -376,7 +399,7 @@ class _Run(pl.Callback):
         )
         channels_last(self.model)
         self.board = _tensorboard(self.output, self.sampler.start)
-        with _quiet_lightning(), signals_restored(), _interrupted_as_such():
+        with _quiet_lightning(), signals_restored(), _interrupted_as_such(), deaths_explained():
             pl.Trainer(
                 accelerator="gpu" if cuda else "cpu",
                 devices=1,
@@ -410,12 +433,15 @@ class _Run(pl.Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        clips, loss = len(batch["label"]), float(outputs["loss"])
+        # A batch of which nothing could be read has neither.
+        clips, loss = (len(batch["label"]), float(outputs["loss"])) if "label" in batch else (0, 0.0)
+        if batch["failures"] and self.reporter:
+            self.reporter.failed(batch["failures"])
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         self.loss_sum += loss * clips
         self.clips += clips
         self.task.step += 1
-        if self.board:
+        if self.board and clips:
             self.board.add_scalar("train/loss", loss, self.task.step)
             self.board.add_scalar("train/lr", rate, self.task.step)
         if self.reporter:
@@ -435,9 +461,10 @@ class _Run(pl.Callback):
     def _end_epoch(self, trainer: pl.Trainer, rate: float, batch: dict[str, Any]) -> None:
         trained = time.perf_counter() - self.epoch_start
         self.task.check_sound(batch)
+        # Before the validation, which may stop the run at a video that it cannot read.
+        write_weights(self.model, self.output / "last.safetensors")
         evaluation = self._validate()
         figures = evaluation.video if evaluation else None
-        write_weights(self.model, self.output / "last.safetensors")
         if figures:
             figure: float = getattr(figures, self.config.training.best_by)
             if self.best is None or figure > self.best:
@@ -447,7 +474,7 @@ class _Run(pl.Callback):
             epoch=self.task.step // self.sampler.steps_per_epoch,
             step=self.task.step,
             lr=rate,
-            loss=self.loss_sum / self.clips,
+            loss=self.loss_sum / max(1, self.clips),
             clips_per_second=self.clips / trained,
             top1=figures.top1 if figures else None,
             top5=figures.top5 if figures else None,
@@ -469,7 +496,7 @@ class _Run(pl.Callback):
     def _validate(self) -> Evaluation | None:
         if self.validation is None:
             return None
-        return evaluate_model(
+        evaluation = evaluate_model(
             self.model,
             self.validation,
             self.config.views,
@@ -477,9 +504,14 @@ class _Run(pl.Callback):
             batch_size=self.config.training.batch_size,
             workers=self.config.data.workers,
             precision=self.config.training.precision,
+            on_error=self.config.data.on_error,
+            max_failed=self.config.data.max_failed,
         )
+        self.unreadable_in_validation |= dict.fromkeys(evaluation.unreadable)
+        return evaluation
 
     def _save(self, trainer: pl.Trainer) -> None:
+        write_unreadable(self.output, self.unreadable, self.unreadable_in_validation)
         so_far = EpochSoFar(self.loss_sum, self.clips, time.perf_counter() - self.epoch_start if self.clips else 0.0)
         save_state(self.output, self.model, trainer.optimizers[0], step=self.task.step, best=self.best, epoch=so_far)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clipwise.config import Config
-from clipwise.data.decode import DecodeError
+from clipwise.data.failures import FailureAccount
 from clipwise.data.transforms import ColourAugment, Normalise
 from clipwise.models.network import VideoNetwork
 from clipwise.training.schedule import learning_rate
@@ -25,14 +25,18 @@ class ClassificationTask(pl.LightningModule):
     Args:
         model: the network.
         config: the experiment.
+        unreadable: takes note of videos that cannot be read.
         steps_per_epoch: steps of an epoch.
         start: steps that were done before, when a run resumes.
     """
 
-    def __init__(self, model: VideoNetwork, config: Config, *, steps_per_epoch: int, start: int) -> None:
+    def __init__(
+        self, model: VideoNetwork, config: Config, unreadable: FailureAccount, *, steps_per_epoch: int, start: int
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.unreadable = unreadable
         self.steps_per_epoch = steps_per_epoch
         self.step = start
         """Steps done in the whole run."""
@@ -67,17 +71,17 @@ class ClassificationTask(pl.LightningModule):
             group["lr"] = rate
         torch.manual_seed(self.config.training.seed * 1_000_003 + self.step)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """``clip`` uint8 (N, T, 3, H, W) and ``label`` (N,) → the loss.
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        """``clip`` uint8 (N, T, 3, H, W) and ``label`` (N,) → the loss; None where nothing could be read.
 
         Raises:
-            DecodeError: if a video of the batch could not be read.
+            DecodeError: if a video of the batch could not be read and that is to stop.
+            TooManyFailuresError: if too many could not.
             DivergedError: if the loss is not finite.
         """
-        if batch["failures"]:
-            first = batch["failures"][0]
-            remedy = "training stops at a video that it cannot read: take it out, or pack with --skip-unreadable"
-            raise DecodeError(first.path, f"{first.reason} [{remedy}]")
+        self.unreadable.add(batch["failures"])
+        if "clip" not in batch:
+            return None
         few = batch["index"][batch["available"] < self.config.model.num_frames]
         self.short_videos.update(few.tolist())
         clips = batch["clip"] if self.colour is None else self.colour(batch["clip"])
@@ -98,6 +102,8 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             DivergedError: if the logits of ``batch`` are not finite.
         """
+        if "clip" not in batch:
+            return
         was_training = self.model.training
         self.model.eval()
         try:
