@@ -1,7 +1,7 @@
 """Other projects' checkpoints become Clipwise folders, whole or not at all.
 
 The state dicts are made of names and shapes as the projects' own code gives them, listed here from the network's to
-theirs, the other way than the maps; importing.SOURCES says where they were looked up.
+theirs, the other way than the maps; import_maps.SOURCES says where they were looked up.
 """
 
 import json
@@ -23,7 +23,8 @@ import clipwise
 from clipwise.cli import import_weights, main
 from clipwise.models import files
 from clipwise.models.files import read_weight_file
-from clipwise.models.importing import SOURCES, import_checkpoint
+from clipwise.models.import_maps import SOURCES
+from clipwise.models.importing import import_checkpoint
 from clipwise.models.registry import create_model
 
 CLASSES = 6

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from clipwise import create_model, temporalize
 from clipwise.models.complexity import count_macs, count_parameters
 from clipwise.models.registry import temporal_modules
-from clipwise.models.temporalize import Temporalized, timm_network
+from clipwise.models.temporalize import Temporalized
+from clipwise.models.timm import timm_network
 from clipwise.models.weights import load_weights
 
 T = 4
@@ -522,6 +523,17 @@ def test_wrong_use_says_what_to_do() -> None:
         temporalize(resnext(), "tsm", stages=(2,), placement="bottom", nonlocal_blocks=True)
     with pytest.raises(ValueError, match=r"does not run on an image of shape \(1, 3, 224, 224\)"):
         temporalize(nn.Linear(7, 5), "tsm")
+    with pytest.raises(ValueError, match="option stages takes a list, got 3"):
+        temporalize(resnext(), "tsm", stages=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_frames must be at least 1, a whole number, got '8'"):
+        temporalize(resnext(), "tsm", num_frames="8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="option dropout takes float, got '0"):
+        temporalize(resnext(), "tsm", dropout="0.5")  # type: ignore[arg-type]
+    for module in ("tsm", "gst"):  # beside the convolution and in its place
+        with pytest.raises(ValueError, match="ImageResNet is temporalized already; give the image network"):
+            temporalize(temporalize(ImageResNet((1, 1, 1, 1)), module).network, "tsm")
+    with pytest.raises(ValueError, match=r"scripted or traced by torch\.jit; give the module itself"):
+        temporalize(torch.jit.ScriptModule(), "tsm")
     with pytest.raises(ValueError, match="made for 8 frames a clip, got 4"):
         temporalize(resnext(), "tsm")(torch.randn(1, 4, 3, 64, 64))
 

@@ -1,20 +1,22 @@
 """``clipwise models import``"""
 
 import dataclasses
+import inspect
 import json
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from clipwise.cli.app import say
 from clipwise.cli.models import models
 
 
 class Source(StrEnum):
-    """Whose checkpoint it is; the names of ``importing.SOURCES``, here so that ``--help`` need not import torch."""
+    """Whose checkpoint it is; the names of ``import_maps.SOURCES``, here so that no verb's start imports torch."""
 
     tsm = "tsm"
     mmaction2 = "mmaction2"
@@ -25,7 +27,18 @@ class Source(StrEnum):
     tanet = "tanet"
 
 
-@models.command("import")
+class _ListingSources(TyperCommand):
+    """A command whose help ends with the sources; they are fetched when it is asked for, since they import torch."""
+
+    def format_help(self, *arguments: Any) -> None:
+        from clipwise.models.import_maps import SOURCES
+
+        listed = "\n".join(f"- **{name}**: {source.networks}" for name, source in SOURCES.items())
+        self.help = f"{inspect.getdoc(self.callback)}\n\n{listed}"
+        super().format_help(*arguments)
+
+
+@models.command("import", cls=_ListingSources)
 def import_(
     file: Annotated[Path, typer.Argument(help="The checkpoint; .safetensors, .npz, .pth and the like.")],
     source: Annotated[Source, typer.Option("--from", help="Whose it is.")],
@@ -47,15 +60,11 @@ def import_(
 
     Example: `clipwise models import TSM_kinetics_RGB_resnet50.pth --from tsm --labels kinetics400.txt`
 
-    **tsm** (mit-han-lab): TSN and TSM on ResNet and MobileNetV2 · **mmaction2**: the same, TANet, TIN, X3D, SlowFast
-    with lateral_norm · **ibm** (Deep Analysis): TSN, TAM, I3D, S3D on ResNet and Inception-v1 · **pyslowfast**:
-    SlowFast-R50 and X3D, the zoo's Caffe2 files and PyTorchVideo's SlowFast too · **torchvision**: ResNet, GoogLeNet,
-    MobileNetV2, R3D-18, MC3-18, R(2+1)D-18, S3D · **deepmind-i3d**: I3D RGB, as PyTorch's or as .npz of TensorFlow's
-    variables (names *unverified*) · **tanet** (liu-zhy): TANet. Except where marked, names and shapes were looked up at
-    their origin; import.json in the folder says where.
-
     Nothing in the file is run. Every tensor must find its place, or nothing is written and the exit status is 1. The
     folder tests with one view; `--set views.clips=10` and the like change that.
+
+    Names and shapes were looked up at their origin, except where marked; import.json in the folder says where. `--from`
+    takes:
     """
     from clipwise.data.manifest import read_classes
     from clipwise.models.importing import import_checkpoint

@@ -19,9 +19,11 @@ takes alone. The 1×1×1 convolution is ``fc``, with which every network here en
 
 Weights: the layers bear torchvision's googlenet's names, as all our Inceptions; :func:`from_deepmind` renames those of
 DeepMind's own (deepmind/kinetics-i3d, 50c8f191, tf_v2/i3d.py), as a PyTorch file holds them:
-``Mixed_3b.Branch_1.Conv3d_0b_3x3.conv.weight`` is ``inception3a.branch2.1.conv.weight``.
+``Mixed_3b.Branch_1.Conv3d_0b_3x3.conv.weight`` is ``inception3a.branch2.1.conv.weight``. :func:`from_published` knows
+other forms of them too.
 """
 
+import re
 from functools import partial
 
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ from clipwise.models.conv3d import Conv3d
 from clipwise.models.inception import BLOCKS, trunk
 from clipwise.models.network import HALVES, ModelEntry, VideoNetwork
 
-__all__ = ["MODELS", "DeepMindI3D", "from_deepmind"]
+__all__ = ["MODELS", "DeepMindI3D", "from_deepmind", "from_published"]
 
 _BRANCHES = {
     "Branch_0.Conv3d_0a_1x1": "branch1",
@@ -66,6 +68,44 @@ def from_deepmind(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[".".join((_LAYERS.get(layer, layer), *rest))] = value
     return renamed
+
+
+_VARIABLES = {
+    "conv_3d/w": "conv.weight",
+    "conv_3d/b": "conv.bias",
+    "batch_norm/beta": "bn.bias",
+    "batch_norm/moving_mean": "bn.running_mean",
+    "batch_norm/moving_variance": "bn.running_var",
+}
+_PORT_BRANCHES = {
+    "b0": "Branch_0.Conv3d_0a_1x1",
+    "b1a": "Branch_1.Conv3d_0a_1x1",
+    "b1b": "Branch_1.Conv3d_0b_3x3",
+    "b2a": "Branch_2.Conv3d_0a_1x1",
+    "b2b": "Branch_2.Conv3d_0b_3x3",
+    "b3b": "Branch_3.Conv3d_0b_1x1",
+}
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As :func:`from_deepmind`, and also from TensorFlow's variables and from the best known port's names.
+
+    The port is piergiaj/pytorch-i3d, pytorch_i3d.py at b49fadf. The variables' names, such as
+    ``RGB/inception_i3d/Mixed_3b/Branch_0/Conv3d_0a_1x1/conv_3d/w``, are *unverified*: read in others' code that lists
+    them, not at their origin.
+    """
+    named = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"(?:RGB/)?(?:inception_i3d/)?(.+)/((?:conv_3d|batch_norm)/\w+)(?::0)?", key)
+        if match and match[2] in _VARIABLES:
+            key = f"{match[1].replace('/', '.')}.{_VARIABLES[match[2]]}"
+            # TensorFlow's kernels are (T, H, W, in, out), its statistics (1, 1, 1, 1, C).
+            is_kernel = match[2] == "conv_3d/w" and value.ndim == 5
+            value = value.permute(4, 3, 0, 1, 2) if is_kernel else value.flatten()
+        key = re.sub(r"^logits\.", "Logits.Conv3d_0c_1x1.", key.replace(".conv3d.", ".conv."))
+        key = re.sub(r"^(Mixed_\d[b-f])\.(b\d[ab]?)\.", lambda m: f"{m[1]}.{_PORT_BRANCHES.get(m[2], m[2])}.", key)
+        named[key] = value
+    return from_deepmind(named)
 
 
 def _pad_same(x_NCTHW: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:

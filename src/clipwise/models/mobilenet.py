@@ -18,7 +18,8 @@ Counts: 3,504,872 parameters with 1000 classes, as torchvision's; 299.5 MMACs of
 on it: those are eight images of 256², 3.129 G in convolutions, and two operations for each value that a BN puts out.
 
 Weights: the keys are torchvision's (``features.1.conv.0.0.weight``), so its ImageNet file loads, ``classifier.1`` being
-``fc`` here. Others' names for the same tensors, the shift's directions being the same:
+``fc`` here. Others' names for the same tensors (:func:`from_mit`, :func:`from_mmaction2`), the shift's directions being
+the same:
 - mit-han-lab/temporal-shift-module, archs/mobilenet_v2.py, commit d6da93d: a block's layers stand in one row, 1×1
   ``conv.0``, BN ``conv.1``, 3×3 ``conv.3``, BN ``conv.4``, 1×1 ``conv.6``, BN ``conv.7`` (without expansion 3×3
   ``conv.0``, ``conv.1``, 1×1 ``conv.3``, ``conv.4``); where it shifts, ``conv.0`` is ``conv.0.net``.
@@ -28,7 +29,7 @@ Weights: the keys are torchvision's (``features.1.conv.0.0.weight``), so its Ima
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -38,7 +39,7 @@ from clipwise import ops
 from clipwise.models.network import ModelEntry, VideoNetwork
 from clipwise.models.temporal.tsm import TemporalShift
 
-__all__ = ["MODELS", "MobileNetV2", "tsm_mobilenet_v2", "tsn_mobilenet_v2"]
+__all__ = ["MODELS", "MobileNetV2", "from_mit", "from_mmaction2", "tsm_mobilenet_v2", "tsn_mobilenet_v2"]
 
 # Expansion t, channels, blocks, stride of the first: table 2 of the paper.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -161,6 +162,42 @@ def tsm_mobilenet_v2(
     """MobileNetV2 with temporal shift; ``causal`` as in :func:`~clipwise.models.temporal.tsm.tsm`."""
     shift = partial(TemporalShift, causal=causal)
     return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=shift, dropout=dropout, width=width)
+
+
+_ROW = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+_ROW_UNEXPANDED = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+
+
+def from_mit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MIT's state dict of the image network, without ``base_model.`` and ``.net``, under this network's keys; a key
+    without counterpart keeps its name.
+    """
+
+    def renamed(key: str) -> str:
+        match = re.fullmatch(r"features\.(\d+)\.conv\.(\d)\.(\w+)", key)
+        places = _ROW_UNEXPANDED if match and match[1] == "1" else _ROW
+        return f"features.{match[1]}.conv.{places[match[2]]}.{match[3]}" if match and match[2] in places else key
+
+    return {renamed(key): value for key, value in state.items()}
+
+
+def from_mmaction2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MMAction2's state dict under this network's keys; a key without counterpart keeps its name."""
+    pair = {"conv": "0", "bn": "1"}
+
+    def renamed(key: str) -> str:
+        if match := re.fullmatch(r"backbone\.conv([12])\.(conv|bn)\.(\w+)", key):
+            return f"features.{0 if match[1] == '1' else 18}.{pair[match[2]]}.{match[3]}"
+        if match := re.fullmatch(r"backbone\.layer(\d)\.(\d)\.conv\.(\d)\.(?:net\.)?(conv|bn)\.(\w+)", key):
+            stage, index, part, kind = int(match[1]), int(match[2]), int(match[3]), match[4]
+            last = 1 if stage == 1 else 2
+            # torchvision's last convolution of a block and its BN are no pair.
+            place = f"{part}.{pair[kind]}" if part < last else str(last + (kind == "bn"))
+            before = sum(count for _, _, count, _ in _STAGES[: stage - 1])
+            return f"features.{1 + before + index}.conv.{place}.{match[5]}"
+        return re.sub(r"^cls_head\.fc_cls\.", "fc.", key)
+
+    return {renamed(key): value for key, value in state.items()}
 
 
 MODELS = {

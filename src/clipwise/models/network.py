@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -42,8 +43,8 @@ class VideoNetwork(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("num_frames", num_frames)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be at least 1, a whole number, got {value!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         if temporal_pooling and num_frames % 8:

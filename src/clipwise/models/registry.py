@@ -181,7 +181,7 @@ def model_entry(name: str, backbone: str | None = None) -> ModelEntry:
         ValueError: if nothing is; the message gives the nearest names.
     """
     if backbone is not None:
-        from clipwise.models.temporalize import timm_entry
+        from clipwise.models.timm import timm_entry
 
         return timm_entry(name, backbone)
     if name not in _MODELS:

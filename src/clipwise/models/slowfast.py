@@ -22,9 +22,9 @@ published count. At any size the head takes the mean over the whole map; the aut
 training size and averages the softmax. The last BN of each residual branch starts at zero, as the authors train it
 (from random weights: there is no ImageNet start). Colours are normalised by mean 0.45 and deviation 0.225, as theirs.
 
-Weights: :func:`from_pyslowfast`, :func:`from_pytorchvideo`. MMAction2's SlowFast (open-mmlab/mmaction2 at 2335a162,
-mmaction/models/backbones/resnet3d_slowfast.py) has neither BN nor ReLU in the lateral connections, so its checkpoints
-belong to another network.
+Weights: :func:`from_pyslowfast`, :func:`from_caffe2`, :func:`from_pytorchvideo`, :func:`from_mmaction2`. MMAction2's
+SlowFast (open-mmlab/mmaction2 at 2335a162, mmaction/models/backbones/resnet3d_slowfast.py) has BN and ReLU in the
+lateral connections only with ``lateral_norm=True``; without it, its checkpoints belong to another network.
 """
 
 import re
@@ -38,7 +38,15 @@ from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
-__all__ = ["MODELS", "SlowFast", "from_pyslowfast", "from_pytorchvideo"]
+__all__ = [
+    "MODELS",
+    "SlowFast",
+    "from_caffe2",
+    "from_mmaction2",
+    "from_pyslowfast",
+    "from_pytorchvideo",
+    "name_of",
+]
 
 _BLOCKS = (3, 4, 6, 3)
 _FAST_SHARE = 8  # 1/β
@@ -237,7 +245,7 @@ def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Names and shapes: facebookresearch/SlowFast, slowfast/models/ video_model_builder.py at ad73dcfa, resnet_helper.py
     at bac7b672, stem_helper.py at 673ded3f, head_helper.py at adc55ca3. The tensors are under ``model_state`` of a
-    checkpoint. (The zoo's SlowFast files are Caffe2 pickles of other names.)
+    checkpoint; the zoo's SlowFast files are Caffe2 pickles of other names (:func:`from_caffe2`).
     """
 
     def renamed(key: str) -> str:
@@ -252,6 +260,34 @@ def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return key
 
     return {renamed(key): value for key, value in state.items()}
+
+
+def from_caffe2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The blobs of PySlowFast's published SlowFast files under this network's keys; see :func:`from_pyslowfast`.
+
+    ``t_res3_0_branch2b_bn_s`` is ``s3.pathway1_res0.branch2.b_bn.weight`` there. Names: facebookresearch/SlowFast,
+    slowfast/utils/c2_model_loading.py at 31d2ea7.
+    """
+    kinds = {"w": "weight", "b": "bias", "bn_s": "weight", "bn_b": "bias", "bn_rm": "running_mean"}
+
+    def as_pyslowfast(blob: str) -> str:
+        match = re.fullmatch(r"(.+?)_(w|b|bn_s|bn_b|bn_rm|bn_riv)", blob)
+        if not match:
+            return blob
+        layer, bn, entry = match[1], match[2].startswith("bn"), kinds.get(match[2], "running_var")
+        if layer == "pred":
+            return f"head.projection.{entry}"
+        if fuse := re.fullmatch(r"t_(?:pool1|res(\d)_\d+_branch2c_bn)_subsample", layer):
+            return f"s{fuse[1] or 1}_fuse.{'bn' if bn else 'conv_f2s'}.{entry}"
+        pathway, layer = ("1", layer[2:]) if layer.startswith("t_") else ("0", layer)
+        if layer in ("conv1", "res_conv1"):
+            return f"s1.pathway{pathway}_stem.{'bn' if bn else 'conv'}.{entry}"
+        if block := re.fullmatch(r"res(\d)_(\d+)_branch(?:(1)|2([abc]))", layer):
+            branch = "branch1" if block[3] else f"branch2.{block[4]}"
+            return f"s{block[1]}.pathway{pathway}_res{block[2]}.{branch}{'_bn' if bn else ''}.{entry}"
+        return blob
+
+    return from_pyslowfast({as_pyslowfast(blob): value for blob, value in state.items()})
 
 
 def from_pytorchvideo(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -276,6 +312,41 @@ def from_pytorchvideo(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return from_pyslowfast({as_pyslowfast(key): value for key, value in state.items()})
 
 
+def from_mmaction2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MMAction2's state dict of a SlowFast under this network's keys; a key without counterpart keeps its name.
+
+    Names and shapes: open-mmlab/mmaction2, mmaction/models/ backbones/resnet3d_slowfast.py at 07517a2,
+    heads/slowfast_head.py at 154f657.
+    """
+
+    def renamed(key: str) -> str:
+        if match := re.fullmatch(r"backbone\.slow_path\.(conv1|layer\d)_lateral\.(conv|bn)\.(\w+)", key):
+            return f"laterals.{0 if match[1] == 'conv1' else match[1][-1]}.{match[2]}.{match[3]}"
+        if match := re.fullmatch(r"backbone\.(slow|fast)_path\.conv1\.(conv|bn)\.(\w+)", key):
+            return f"{match[1]}.stem.{match[2]}.{match[3]}"
+        if match := re.fullmatch(
+            r"backbone\.(slow|fast)_path\.(layer\d\.\d+)\.(?:conv([123])|downsample)\.(conv|bn)\.(\w+)", key
+        ):
+            part = match[4] + match[3] if match[3] else f"downsample.{0 if match[4] == 'conv' else 1}"
+            return f"{match[1]}.{match[2]}.{part}.{match[5]}"
+        return re.sub(r"^cls_head\.fc_cls\.", "fc.", key)
+
+    return {renamed(key): value for key, value in state.items()}
+
+
+_FORMS = {"4x16": (8, 5), "8x8": (4, 7)}  # α, F
+
+
+def name_of(state: Mapping[str, Tensor]) -> str | None:
+    """The registered name of the network that has these weights, None if there is none."""
+    kernel = state.get("laterals.0.conv.weight")
+    if kernel is None or kernel.ndim != 5:
+        return None
+    return next(
+        (f"slowfast_resnet50_{form}" for form, (_, frames) in _FORMS.items() if kernel.shape[2] == frames), None
+    )
+
+
 MODELS = {
     f"slowfast_resnet50_{name}": ModelEntry(
         partial(SlowFast, alpha, fusion_kernel),
@@ -286,5 +357,5 @@ MODELS = {
         mean=(0.45, 0.45, 0.45),
         std=(0.225, 0.225, 0.225),
     )
-    for name, alpha, fusion_kernel in (("4x16", 8, 5), ("8x8", 4, 7))
+    for name, (alpha, fusion_kernel) in _FORMS.items()
 }

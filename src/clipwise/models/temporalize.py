@@ -41,7 +41,6 @@ our own ResNets' for a network with torchvision's names, load through ``load_wei
 
 import copy
 import difflib
-import importlib
 import logging
 import math
 import re
@@ -49,15 +48,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipwise.files import written_whole
-from clipwise.models.network import ModelEntry, ModuleEntry, VideoNetwork, inflate
+from clipwise.models.network import ModuleEntry, VideoNetwork, inflate
 from clipwise.models.placement import placed_in
 from clipwise.models.registry import check_options, temporal_modules
 from clipwise.models.resnet import BlockSpec, Slot, TemporalModule, start_convolutions
@@ -65,7 +61,7 @@ from clipwise.models.temporal.nonlocal_block import with_nonlocal
 from clipwise.models.temporal.stw import SpatioTemporalWeights
 from clipwise.ops import fold, unfold
 
-__all__ = ["Temporalized", "temporalize", "timm_entry", "timm_file", "timm_network"]
+__all__ = ["Temporalized", "temporalize"]
 
 _log = logging.getLogger(__name__)
 
@@ -170,8 +166,9 @@ def temporalize(
         the module.
 
     Raises:
-        ValueError: for a module or option that does not exist; a network without residual blocks that are known, or
-            that is no image network; a block that the module cannot go into.
+        ValueError: for a module or option that does not exist, or an option of another type; a network without
+            residual blocks that are known, that is no image network, or that cannot be changed (``torch.jit``'s, or
+            temporalized already); a block that the module cannot go into.
         TypeError: if ``network`` is no module.
     """
     modules = temporal_modules()
@@ -185,11 +182,15 @@ def temporalize(
         raise TypeError(f"give an image network, an nn.Module that is built already; got {network!r}")
     if isinstance(network, VideoNetwork):
         raise ValueError(f"{type(network).__name__} takes clips already; give a network that takes images")
+    for part in network.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(f"{type(network).__name__} is scripted or traced by torch.jit; give the module itself")
+        hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+        if any(isinstance(getattr(hook, "__self__", None), _Hooks) for hook in hooks):
+            raise ValueError(f"{type(network).__name__} is temporalized already; give the image network it came from")
     entry = modules[module]
-    if entry.slot is None:
-        check_options(module, (temporalize,), options)
-    else:
-        check_options(module, (temporalize, entry.slot), options)
+    own = {"dropout": dropout, "stages": stages, "placement": placement, "nonlocal_blocks": nonlocal_blocks}
+    check_options(module, (temporalize, entry.slot) if entry.slot else (temporalize,), own | options)
     network = copy.deepcopy(network)
     trace = _Trace(network)
     head_name, head, channels = _last_layer(network, trace, keep=num_classes is None)
@@ -340,15 +341,15 @@ def _branch(network: nn.Module, name: str, trace: _Trace, num_frames: int) -> _B
     larger = [key for key, layer in layers.items() if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1]
     spatial_name, spatial, following, obstacle = "", None, None, ""
     width, stride = first.out_channels, 1
+    out = trace.shapes[name][1]
     if larger:
         spatial_name = larger[-1]
         layer = layers[spatial_name]
         assert isinstance(layer, nn.Conv2d)
         spatial, width = layer, layer.in_channels
-        following, joined, obstacle = _join(network, spatial_name, run, weighted, own, trace)
-        height, into = trace.shapes[spatial_name][0][2], joined[2] if len(joined) == 4 else 0
-        stride = round(height / into) if into else spatial.stride[0]
-    out = trace.shapes[name][1]
+        following, obstacle = _join(network, spatial_name, run, weighted, own, trace)
+        # Not the convolution's own: some networks blur and stride after it.
+        stride = round(trace.shapes[spatial_name][0][2] / out[2])
     stage = min(max(round(math.log2(_SIZE / out[2])), 2), 5)
     spec = BlockSpec(stage, 0, first.in_channels, width, stride, num_frames, out[1])
     return _Branch(name, block, spec, first, spatial, spatial_name, following, obstacle)
@@ -356,26 +357,26 @@ def _branch(network: nn.Module, name: str, trace: _Trace, num_frames: int) -> _B
 
 def _join(
     network: nn.Module, spatial: str, run: list[str], weighted: list[str], own: list[str], trace: _Trace
-) -> tuple[nn.Module | None, torch.Size, str]:
-    """The layer after the spatial convolution, the shape there, and why nothing can be joined there, if so."""
-    incoming, outgoing = trace.shapes[spatial]
+) -> tuple[nn.Module | None, str]:
+    """The layer after the spatial convolution, and why nothing can be joined there, if so."""
+    incoming = trace.shapes[spatial][0]
     later = own[own.index(spatial) + 1 :]
     if not later:
         behind = run[run.index(spatial) + 1 :]
         key = next((key for key in behind if isinstance(network.get_submodule(key), _NORMS)), "")
         # timm's normalisations hold their activation, which finishes before them.
         if not key or not all(earlier.startswith(f"{key}.") for earlier in behind[: behind.index(key)]):
-            return None, outgoing, "neither a convolution nor a normalisation follows its spatial convolution"
+            return None, "neither a convolution nor a normalisation follows its spatial convolution"
         shape = trace.shapes[key][1]
     else:
         key, shape = later[0], trace.shapes[later[0]][0]
         if weighted.index(key) != weighted.index(spatial) + 1:
-            return None, shape, f"a gate (squeeze-and-excitation or the like) stands between {spatial} and {key}"
+            return None, f"a gate (squeeze-and-excitation or the like) stands between {spatial} and {key}"
         if not isinstance(network.get_submodule(key), nn.Conv2d):
-            return None, shape, f"{key} after its spatial convolution is linear and takes channels last"
+            return None, f"{key} after its spatial convolution is linear and takes channels last"
     if shape[1] != incoming[1]:
-        return None, shape, f"its channels change from {incoming[1]} to {shape[1]} at its spatial convolution"
-    return network.get_submodule(key), shape, ""
+        return None, f"its channels change from {incoming[1]} to {shape[1]} at its spatial convolution"
+    return network.get_submodule(key), ""
 
 
 def _find(network: nn.Module, trace: _Trace, num_frames: int) -> tuple[list[_Branch], list[str]]:
@@ -511,34 +512,38 @@ def _fitting(branch: _Branch) -> list[str]:
     return names
 
 
-class _AtInput:
-    """Forward pre-hook: a layer's folded input goes through a temporal module first."""
+class _Hooks:
+    """Through them a module of clips works on a layer's folded input or output.
+
+    A class, and no closures, so that copies and pickles of the network take the module along.
+    """
 
     def __init__(self, module: nn.Module, frames: int) -> None:
         self.module, self.frames = module, frames
 
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    def before(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (fold(self.module(unfold(inputs[0], self.frames))),)
 
-
-class _AtOutput:
-    """Forward hook: a layer's folded output goes through a temporal module."""
-
-    def __init__(self, module: nn.Module, frames: int) -> None:
-        self.module, self.frames = module, frames
-
-    def __call__(self, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+    def after(self, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
         return fold(self.module(unfold(output, self.frames)))
 
+    # For the module itself, where a convolution of images stood.
 
-class _Joined:
+    def unfolded(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (unfold(inputs[0], self.frames),)
+
+    def folded(self, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+        return fold(output)
+
+
+class _Joined(_Hooks):
     """Hooks that carry the spatial convolution's input y to where ``merge`` joins it, within one forward pass.
 
     Each thread has a y of its own, for threads may share a network; while it is compiled there is one.
     """
 
     def __init__(self, module: nn.Module, frames: int) -> None:
-        self.module, self.frames = module, frames
+        super().__init__(module, frames)
         self.y: dict[int, Tensor] = {}
 
     def _thread(self) -> int:
@@ -558,19 +563,6 @@ class _Joined:
         return self._join(output)
 
 
-class _Unfolded:
-    """Hooks that let a module of clips stand where a convolution of images stood."""
-
-    def __init__(self, frames: int) -> None:
-        self.frames = frames
-
-    def before(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (unfold(inputs[0], self.frames),)
-
-    def after(self, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
-        return fold(output)
-
-
 def _fill(network: nn.Module, branch: _Branch, slot: Slot) -> None:
     """Put a slot's modules into a block."""
     frames, like = branch.spec.num_frames, branch.first.weight
@@ -588,7 +580,7 @@ def _fill(network: nn.Module, branch: _Branch, slot: Slot) -> None:
         _put(network, branch.spatial_name, slot.conv2)
         spatial = slot.conv2
     if slot.before is not None:
-        branch.first.register_forward_pre_hook(_AtInput(slot.before, frames))
+        branch.first.register_forward_pre_hook(_Hooks(slot.before, frames).before)
     if slot.merge is not None and spatial is not None and branch.following is not None:
         # Before `inner`: as in our ResNets, y is what conv1-BN-ReLU gives.
         joined = _Joined(slot.merge, frames)
@@ -598,13 +590,13 @@ def _fill(network: nn.Module, branch: _Branch, slot: Slot) -> None:
         else:
             branch.following.register_forward_hook(joined.at_output)
     if slot.inner is not None and spatial is not None:
-        spatial.register_forward_pre_hook(_AtInput(slot.inner, frames))
+        spatial.register_forward_pre_hook(_Hooks(slot.inner, frames).before)
     if slot.conv2 is not None:
-        unfolded = _Unfolded(frames)
-        slot.conv2.register_forward_pre_hook(unfolded.before)
-        slot.conv2.register_forward_hook(unfolded.after)
+        in_place = _Hooks(slot.conv2, frames)
+        slot.conv2.register_forward_pre_hook(in_place.unfolded)
+        slot.conv2.register_forward_hook(in_place.folded)
     if slot.after is not None:
-        branch.block.register_forward_hook(_AtOutput(slot.after, frames))
+        branch.block.register_forward_hook(_Hooks(slot.after, frames).after)
 
 
 def _take_over(module: Any, conv: nn.Conv2d) -> None:
@@ -622,87 +614,3 @@ def _take_over(module: Any, conv: nn.Conv2d) -> None:
     elif "weight" in own:
         parts = {"weight": weight if own["weight"].ndim == 4 else inflate(weight, own["weight"].shape)}
     module.load_state_dict({**own, **parts})
-
-
-# Networks of timm.
-
-
-def _timm() -> Any:
-    try:
-        return importlib.import_module("timm")
-    except (ImportError, OSError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
-        raise ValueError(
-            f"a backbone of timm needs timm, which cannot be imported here ({error}): pip install 'clipwise[timm]', "
-            "with the torchvision that belongs to your torch"
-        ) from error
-
-
-def timm_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
-    """An image network of timm.
-
-    Args:
-        name: timm's, such as ``resnext50_32x4d``.
-        num_classes: of its head; 0 for features without a head.
-        pretrained: with the weights that timm fetches for it.
-
-    Raises:
-        ValueError: if timm cannot be imported or has no such network, or no weights for it.
-        ConnectionError: if the weights cannot be fetched.
-    """
-    timm = _timm()
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
-        raise ValueError(f"timm has no network called {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
-    if not pretrained:
-        network: nn.Module = timm.create_model(name, num_classes=num_classes)
-        return network
-    if not timm.is_model_pretrained(name):
-        raise ValueError(f"timm has no weights for {name!r}; leave weights out, or give the path of a weight file")
-    try:
-        network = timm.create_model(name, num_classes=num_classes, pretrained=True)
-    except OSError as error:
-        raise ConnectionError(
-            f"cannot fetch timm's weights for {name!r} ({error}); give the path of a weight file instead "
-            "(--set model.weights=PATH), or start from random weights (--set model.weights=null)"
-        ) from error
-    return network
-
-
-def timm_file(backbone: str, folder: Path) -> Path:
-    """timm's weights for a backbone (``timm/NAME``), without its head, fetched once and kept in a folder.
-
-    Raises:
-        ValueError, ConnectionError: see :func:`timm_network`.
-    """
-    name = backbone.removeprefix("timm/")
-    target = folder / f"timm-{name}.safetensors"
-    if not target.is_file():
-        state = timm_network(name, 0, pretrained=True).state_dict()
-        folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(target) as partial:
-            save_file({key: value.contiguous() for key, value in state.items()}, partial)
-    return target
-
-
-def timm_entry(module: str, backbone: str) -> ModelEntry:
-    """What ``create_model(module, backbone="timm/NAME")`` builds.
-
-    Raises:
-        ValueError: for a module or a kind of backbone that does not exist.
-    """
-    modules = temporal_modules()
-    if module not in modules:
-        raise ValueError(f"with a backbone, the name is a temporal module's: {', '.join(modules)}; got {module!r}")
-    if not backbone.startswith("timm/"):
-        raise ValueError(f"backbone must be 'timm/' and the name of one of timm's networks, got {backbone!r}")
-    entry = modules[module]
-
-    def build(*, num_classes: int, num_frames: int, **options: Any) -> Temporalized:
-        name = backbone.removeprefix("timm/")
-        network: Any = timm_network(name, num_classes)
-        if not isinstance(network.get_classifier(), nn.Linear):  # in some families a 1×1 convolution
-            network = timm_network(name, 0)
-        return temporalize(network, module, num_classes=num_classes, num_frames=num_frames, **options)
-
-    options_of = (temporalize,) if entry.slot is None else (temporalize, entry.slot)
-    return ModelEntry(build, entry.paper, options_of=options_of, image_backbone=backbone)

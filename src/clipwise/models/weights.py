@@ -76,7 +76,7 @@ def imagenet_file(backbone: str) -> Path:
     """
     folder = Path(os.environ.get("CLIPWISE_CACHE", "~/.cache/clipwise")).expanduser()
     if backbone.startswith("timm/"):
-        from clipwise.models.temporalize import timm_file
+        from clipwise.models.timm import timm_file
 
         return timm_file(backbone, folder)
     if backbone not in _IMAGENET:
