@@ -149,7 +149,7 @@ class ViewsConfig:
     clips: int = 1
     """Clips a video."""
     sampling: Literal["middle", "two_clips", "uniform", "random", "dense", "slowfast"] = "middle"
-    """Where the clips lie (1 for ``middle``, 2 for ``two_clips``); ``slowfast`` is dense with PySlowFast's positions."""
+    """Where the clips lie (1 for ``middle``, 2 for ``two_clips``); ``slowfast``: dense, PySlowFast's places."""
     stride: int = 8
     """Frames from one to the next in dense sampling."""
     short: Literal["wrap", "repeat"] = "wrap"

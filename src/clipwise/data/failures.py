@@ -82,6 +82,6 @@ def deaths_explained() -> Iterator[None]:
             raise
         raise ChildProcessError(
             f"a process that reads videos has died ({str(error).splitlines()[0]}): killed by the system for want of "
-            "memory, or a decoder crashed on a damaged file. Fewer data.workers need less memory; `clipwise data check` "
-            "finds files that crash. A training run goes on with --resume from where it last saved"
+            "memory, or a decoder crashed on a damaged file. Fewer data.workers need less memory; `clipwise data "
+            "check` finds files that crash. A training run goes on with --resume from where it last saved"
         ) from error

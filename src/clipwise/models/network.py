@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ModelEntry", "ModuleEntry", "VideoNetwork", "channels_last", "inflate", "pooling_kind"]
+from clipwise.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+__all__ = ["HALVES", "ModelEntry", "ModuleEntry", "VideoNetwork", "channels_last", "inflate", "pooling_kind"]
+
 HALVES = (0.5, 0.5, 0.5)
 
 

@@ -29,7 +29,16 @@ from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import VideoNetwork
 from clipwise.ops import fold, temporal_pool, unfold
 
-__all__ = ["LAYERS", "BlockSpec", "ResNet", "Slot", "TemporalModule", "resnet_depths", "start_convolutions"]
+__all__ = [
+    "LAYERS",
+    "BlockSpec",
+    "ResNet",
+    "Slot",
+    "TemporalModule",
+    "check_resnet",
+    "resnet_depths",
+    "start_convolutions",
+]
 
 LAYERS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -181,6 +190,20 @@ class _Bottleneck(_Block):
         return self._apply_at("after", out, frames)
 
 
+def check_resnet(depth: int, base_width: int, caffe_stride: bool) -> None:
+    """Refuse a ResNet that cannot be built.
+
+    Raises:
+        ValueError: for an unknown depth, another width than a multiple of 16, or a Caffe stride without bottlenecks.
+    """
+    if depth not in LAYERS:
+        raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, LAYERS))}")
+    if base_width < 16 or base_width % 16:
+        raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
+    if caffe_stride and LAYERS[depth][0] == "basic":
+        raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
+
+
 def start_convolutions(network: nn.Module) -> None:
     """Kaiming's start for the plain convolutions; subclasses have the start that a module's paper gives them."""
     for module in network.modules():
@@ -227,12 +250,7 @@ class ResNet(VideoNetwork):
             dropout=dropout,
             temporal_pooling=temporal_pooling is not None,
         )
-        if depth not in LAYERS:
-            raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, LAYERS))}")
-        if base_width < 16 or base_width % 16:
-            raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
-        if caffe_stride and LAYERS[depth][0] == "basic":
-            raise ValueError(f"caffe_stride concerns bottlenecks, and ResNet-{depth} has none; leave it out")
+        check_resnet(depth, base_width, caffe_stride)
         self.temporal_pooling = temporal_pooling
         self.caffe_stride = caffe_stride
         kind, blocks = LAYERS[depth]

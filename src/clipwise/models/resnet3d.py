@@ -26,7 +26,6 @@ non-local block ``nonlocal_block``. The authors' files have the same keys, witho
 (IBM/action-recognition-pytorch at c88e74b, ``models/threed_models/i3d_resnet.py`` and ``s3d_resnet.py``).
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
 from clipwise.models.placement import placed_in
-from clipwise.models.resnet import LAYERS, resnet_depths
+from clipwise.models.resnet import LAYERS, ResNet, check_resnet, resnet_depths
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
 __all__ = ["MODELS", "ResNet3d"]
@@ -144,7 +143,7 @@ class ResNet3d(VideoNetwork):
         ValueError: for a depth, frame count, class count or width that cannot be built.
     """
 
-    image_keys = re.compile(r"(layer\d\.\d+\.)?(conv\d|bn\d|downsample\.\d)\.(weight|bias|running_mean|running_var)")
+    image_keys = ResNet.image_keys
 
     def __init__(
         self,
@@ -165,10 +164,7 @@ class ResNet3d(VideoNetwork):
         super().__init__(
             num_classes=num_classes, num_frames=num_frames, dropout=dropout, temporal_pooling=temporal_pooling
         )
-        if depth not in LAYERS:
-            raise ValueError(f"no ResNet of {depth = }; there are {', '.join(map(str, LAYERS))}")
-        if base_width < 16 or base_width % 16:
-            raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
+        check_resnet(depth, base_width, caffe_stride)
         self.caffe_stride = caffe_stride
         kind, blocks = LAYERS[depth]
         if caffe_stride and kind == "basic":

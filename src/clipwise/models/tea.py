@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from clipwise import ops
 from clipwise.models.network import ModelEntry, VideoNetwork
-from clipwise.models.resnet import start_convolutions
+from clipwise.models.resnet import check_resnet, start_convolutions
 from clipwise.models.temporal.layers import TemporalConv
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
@@ -147,8 +147,7 @@ class TEA(VideoNetwork):
         base_width: int = 64,
     ) -> None:
         super().__init__(num_classes=num_classes, num_frames=num_frames, dropout=dropout)
-        if base_width < 16 or base_width % 16:
-            raise ValueError(f"base_width must be a multiple of 16, got {base_width}")
+        check_resnet(50, base_width, caffe_stride=False)
         self.conv1 = nn.Conv2d(3, base_width, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base_width)
         self.relu = nn.ReLU(inplace=True)
