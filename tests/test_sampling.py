@@ -1,8 +1,12 @@
 """Frame sampling against the published vectors, and the properties a reader would doubt."""
 
+import ast
+import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +64,79 @@ def test_two_uniform_clips_are_the_middle_and_the_next_frame() -> None:
     assert clips[0].tolist() == sampling.segments_middle(64, 8).tolist()
     assert (clips[1] == clips[0] + 1).all()
     assert (sampling.uniform_clips(64, 8, 10)[:, 0] + 1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+
+
+def test_the_vectors_here_are_those_of_the_reference(shared: Path) -> None:
+    text = (shared / "reference/sampling.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\d+) \| ([\d ]+) \|$", text, re.M)
+    assert {int(n): [int(frame) for frame in frames.split()] for n, frames in table} == MIDDLE_1_BASED
+    first, second = ([int(frame) for frame in clip.split()] for clip in re.findall(r"\[(\d[\d ]+)\]", text))
+    assert (sampling.two_clips(30, 8) + 1).tolist() == [first, second]
+    starts, clip = re.findall(r"1-based: ([\d ]+); first clip of 8: ([\d ]+)\.", text)[0]
+    assert (sampling.dense_clips(300, 8, 8, 10)[:, 0] + 1).tolist() == [int(start) for start in starts.split()]
+    assert (sampling.dense_clips(300, 8, 8, 10)[0] + 1).tolist() == [int(frame) for frame in clip.split()]
+
+
+def test_sampling_is_integer_arithmetic() -> None:
+    for node in ast.walk(ast.parse(inspect.getsource(sampling))):
+        assert not isinstance(node, ast.Div), "a true division"
+        assert not (isinstance(node, ast.Constant) and isinstance(node.value, float)), "a floating-point number"
+        assert not (isinstance(node, ast.Attribute) and node.attr in ("linspace", "astype", "round")), node.attr
+
+
+def published(n: int, segments: int, offset: float) -> list[int]:
+    """int(tick/2 + o + tick·i) as the published codes compute it, in floating point."""
+    tick = n / segments
+    return [int(tick / 2 + max(-tick / 2, min(offset, tick / 2 - 1e-4)) + tick * i) for i in range(segments)]
+
+
+@given(st.integers(1, 5000), st.integers(0, 6), st.integers(1, 12))
+def test_frames_are_those_of_the_published_codes_where_t_is_a_power_of_two(n: int, power: int, clips: int) -> None:
+    segments = 2**power
+    offsets = range(-clips // 2 + 1, clips // 2 + 1)
+    assert sampling.uniform_clips(n, segments, clips).tolist() == [published(n, segments, o) for o in offsets]
+    assert sampling.two_clips(n, segments)[1].tolist() == [int(n / segments * i) for i in range(segments)]
+
+
+@given(FRAMES, SEGMENTS)
+def test_elsewhere_they_differ_by_rounding_alone(n: int, segments: int) -> None:
+    for i, (ours, theirs) in enumerate(
+        zip(sampling.segments_middle(n, segments).tolist(), published(n, segments, 0), strict=True)
+    ):
+        whole = n * (2 * i + 1) % (2 * segments) == 0
+        assert ours == theirs or (whole and ours == theirs + 1)
+
+
+@given(st.integers(1, 3000), st.integers(1, 40), st.integers(1, 9), st.integers(1, 12))
+def test_slowfast_clips_are_evenly_spread_over_windows_that_stop_short_of_the_end(
+    n: int, frames: int, stride: int, clips: int
+) -> None:
+    indices = sampling.slowfast_clips(n, frames, stride, clips)
+    window, room = frames * stride, max(0, n - frames * stride)
+    for clip, row in enumerate(indices.tolist()):
+        start = room * clip / clips
+        exact = [min(start + at, n - 1) for at in np.linspace(0, window - 1, frames)]
+        assert row == pytest.approx(np.floor(np.array(exact) + 1e-9).tolist())
+    assert indices[0, 0] == 0
+    assert indices.shape == (clips, frames)
+    if n >= window and frames > 1:
+        assert indices[-1, -1] == room * (clips - 1) // clips + window - 1
+
+
+@given(st.integers(1, 120), st.integers(1, 20))
+def test_every_frame_can_be_drawn_in_training(n: int, segments: int) -> None:
+    """By the range of each draw, not by chance: the lowest and highest frame of every segment, end to end."""
+
+    class Extreme:
+        def __init__(self, highest: bool) -> None:
+            self.highest = highest
+
+        def integers(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+            return high - 1 if self.highest else low
+
+    lowest, highest = (sampling.segments_train(n, segments, Extreme(end)) for end in (False, True))  # type: ignore[arg-type]
+    reachable = {frame for low, high in zip(lowest, highest, strict=True) for frame in range(low, high + 1)}
+    assert reachable == set(range(n))
 
 
 @pytest.mark.parametrize("num_frames", [3, 8, 9, 20])
@@ -154,6 +231,8 @@ def test_dense_sampling_is_in_range_and_strided(n: int, frames: int, stride: int
         (lambda: sampling.random_clips(8, 8, 0, "a"), "clips"),
         (lambda: sampling.dense_train(8, 8, 0, np.random.default_rng(0)), "stride"),
         (lambda: sampling.dense_clips(8, 8, 1, 0), "clips"),
+        (lambda: sampling.slowfast_clips(8, 8, 1, 0), "clips"),
+        (lambda: sampling.slowfast_clips(8, 8, 0, 1), "stride"),
     ],
 )
 def test_counts_below_one_are_refused(call: Callable[[], object], name: str) -> None:

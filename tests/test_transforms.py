@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipwise.data.reversal import reverse, reverse_labels, reverse_partners
+from clipwise.data.synthetic import PAIRS
 from clipwise.data.transforms import (
     Box,
     ColourAugment,
@@ -244,6 +246,113 @@ def pairs(*both: tuple[int, int]) -> dict[int, int | None]:
 def test_flipped_labels_of_the_public_sets(shared: Path, name: str, expected: dict[int, int | None]):
     text = (shared / f"reference/labels/{name}.txt").read_text(encoding="utf-8")
     assert changes([line for line in text.splitlines() if line]) == expected
+
+
+LISTS = [
+    "diving48",
+    "hmdb51",
+    "jester",
+    "kinetics400",
+    "mini_kinetics400",
+    "mini_ssv2",
+    "mit",
+    "sthv1",
+    "sthv2",
+    "ucf101",
+]
+
+
+def public_classes(shared: Path, name: str) -> list[str]:
+    text = (shared / f"reference/labels/{name}.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line]
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("transform", [mirror_labels, reverse_labels])
+def test_of_the_public_sets_too_a_flip_and_a_reversal_are_their_own_inverse(shared: Path, name: str, transform):
+    assert sorted(path.stem for path in (shared / "reference/labels").glob("*.txt")) == LISTS
+    partners = transform(public_classes(shared, name))
+    assert all(partner is None or partners[partner] == label for label, partner in enumerate(partners))
+
+
+WORDS = ["left", "Right", "LEFT", "right", "clockwise", "counterclockwise", "anticlockwise", "turn", "upright"]
+NAMES = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.builds(lambda sep, words: sep.join(words), st.sampled_from(" _-"), NAMES), unique=True, max_size=30))
+def test_a_flip_is_its_own_inverse_whatever_the_list_holds(classes):
+    partners = mirror_labels(classes)
+    assert all(partner is None or partners[partner] == label for label, partner in enumerate(partners))
+
+
+def reversals(classes: list[str], *more: tuple[str, str]) -> dict[int, int]:
+    return {label: other for label, other in enumerate(reverse_labels(classes, more)) if other is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "sthv1",
+            pairs((2, 4), (5, 11), (6, 12), (9, 20), (10, 26), (13, 15), (39, 45), (47, 60), (70, 77), (116, 124)),
+        ),
+        (
+            "sthv2",
+            pairs((0, 32), (4, 7), (5, 46), (6, 171), (14, 172), (36, 37), (40, 42), (41, 44), (165, 168), (166, 167)),
+        ),
+        ("mini_ssv2", pairs((0, 14), (8, 86), (15, 16), (18, 19))),
+        ("jester", pairs((4, 5), (10, 11), (12, 13), (14, 15), (16, 17), (18, 19))),
+        ("mit", pairs((187, 251))),
+        ("kinetics400", {}),
+        ("hmdb51", {}),
+    ],
+)
+def test_reversed_labels_of_the_public_sets(shared: Path, name: str, expected: dict[int, int]):
+    assert reversals(public_classes(shared, name)) == expected
+
+
+def test_every_rendered_pair_is_each_other_backwards():
+    classes = [name for pair in PAIRS for name in pair]
+    assert reverse_labels(classes) == [label ^ 1 for label in range(len(classes))]
+
+
+def test_no_class_is_reversed_for_a_word_in_its_name():
+    classes = ["moving something up", "moving something down", "Swiping Left", "Swiping Right", "opening bottle"]
+    classes += ["pretending to open something", "pretending to close something", "lifting it up", "letting it down"]
+    assert reversals(classes) == {}
+
+
+def test_reversed_names_are_found_in_any_spelling_but_not_twice():
+    assert reversals(["Open_Fridge", "x", "closeFridge"]) == {0: 2, 2: 0}
+    assert reversals(["sitting_down", "standing_up"]) == {0: 1, 1: 0}
+    assert reversals(["open door", "close window"]) == {}
+    assert reversals(["covering pan with lid", "covering pan with foil", "uncovering pan"]) == {}, "which one?"
+
+
+def test_own_pairs_go_before_the_known_ones_and_a_class_may_be_the_same_either_way():
+    classes = ["opening", "closing", "shutting", "shaking"]
+    assert reversals(classes, ("opening", "shutting"), ("shaking", "shaking")) == {0: 2, 2: 0, 3: 3}
+    with pytest.raises(ValueError, match="'opening' is in two pairs"):
+        reverse_labels(classes, [("opening", "shutting"), ("closing", "opening")])
+    with pytest.raises(ValueError, match="'ajar' is not in"):
+        reverse_labels(classes, [("opening", "ajar")])
+
+
+def test_a_head_without_pairs_stays_when_another_is_reversed():
+    verbs, nouns = ["open", "close", "cut"], ["door", "bread"]
+    assert reverse_partners([verbs, nouns]) == [[1, 0, None], [0, 1]]
+    assert reverse_partners([verbs, nouns], [("cut", "cut")]) == [[1, 0, 2], [0, 1]]
+    with pytest.raises(ValueError, match="'door' and 'cut' are not"):
+        reverse_partners([verbs, nouns], [("door", "cut")])
+    with pytest.raises(ValueError, match="no class has the class that it is when played backwards"):
+        reverse_partners([nouns])
+
+
+def test_a_reversal_turns_the_order_of_frames_and_nothing_else():
+    clip = crop_resize(noise(frames=5), Box(0, 0, 20, 20), 20)
+    assert torch.equal(reverse(clip)[0], clip[4])
+    assert torch.equal(reverse(reverse(clip)), clip)
 
 
 def test_flipped_labels_of_folder_names():

@@ -12,9 +12,9 @@ and densely, T = 4 frames with stride 2: a window of T*stride = 8 frames, with n
     start 0    x  .  x  .  x  .  x  .  .  .  .  .  .  .  .  .  .  .  .  .
     start 12   .  .  .  .  .  .  .  .  .  .  .  .  x  .  x  .  x  .  x  .
 
-Every function raises ValueError where a count is below 1. Formulas with ``tick`` are computed in float64, as
-the published codes do, so that their frames are reproduced to the last one for any S (an exact fraction
-differs from them now and then where S is no power of two).
+Every function raises ValueError where a count is below 1. All is integer arithmetic: int() of a formula stands for
+the floor of its exact value. Published codes compute ``tick`` in floating point: the same where S is a power of two,
+as in all the papers; for other S, where the exact value is a whole number, theirs can be rounded to the frame before.
 """
 
 import hashlib
@@ -52,13 +52,13 @@ def segments_train_tsm(num_frames: int, num_segments: int, rng: np.random.Genera
 
 def segments_middle(num_frames: int, num_segments: int) -> Indices:
     """(T,) the middle frame of each segment, int(tick/2 + tick*i); sorted. The single test clip."""
-    return _offset_clip(num_frames, num_segments, 0.0)
+    return uniform_clips(num_frames, num_segments, 1).reshape(-1)
 
 
 def two_clips(num_frames: int, num_segments: int) -> Indices:
     """(2, T) the middle clip, and that of each segment's first frame, int(tick*i): TSM's and STC's pair."""
     _at_least_one(num_frames=num_frames, num_segments=num_segments)
-    first = (num_frames / num_segments * np.arange(num_segments)).astype(np.int64)
+    first = num_frames * np.arange(num_segments, dtype=np.int64) // num_segments
     return np.stack([segments_middle(num_frames, num_segments), first])
 
 
@@ -70,10 +70,11 @@ def uniform_clips(num_frames: int, num_segments: int, clips: int) -> Indices:
     the same formula is used.
     """
     _at_least_one(num_frames=num_frames, num_segments=num_segments, clips=clips)
-    half = num_frames / num_segments / 2
+    # All in units of 1/(2*T) frame, in which a tick is 2*n: segment i lies from 2*n*i to 2*n*(i+1).
+    start = 2 * num_frames * np.arange(num_segments, dtype=np.int64)
+    moved = num_frames + 2 * num_segments * np.arange(-clips // 2 + 1, clips // 2 + 1, dtype=np.int64)
     # Half a tick itself would be the next segment's first frame, for the last segment one past the end.
-    offsets = np.clip(np.arange(-clips // 2 + 1, clips // 2 + 1), -half, half - 1e-4)
-    return np.stack([_offset_clip(num_frames, num_segments, offset) for offset in offsets.tolist()])
+    return (start + np.clip(moved, 0, 2 * num_frames - 1)[:, None]) // (2 * num_segments)
 
 
 def random_clips(num_frames: int, num_segments: int, clips: int, identity: str) -> Indices:
@@ -108,14 +109,30 @@ def dense_clips(num_frames: int, num_segments: int, stride: int, clips: int, sho
     """
     _at_least_one(clips=clips)
     starts = _dense_starts(num_frames, num_segments, stride)
-    spread = np.array([(starts - 1) // 2]) if clips == 1 else np.linspace(0, starts - 1, clips, dtype=np.int64)
+    if clips == 1:
+        spread = np.array([(starts - 1) // 2])
+    else:
+        spread = (starts - 1) * np.arange(clips, dtype=np.int64) // (clips - 1)
     return _dense(num_frames, num_segments, stride, spread, short)
 
 
-def _offset_clip(num_frames: int, num_segments: int, offset: float) -> Indices:
-    _at_least_one(num_frames=num_frames, num_segments=num_segments)
-    tick = num_frames / num_segments
-    return (tick / 2 + offset + tick * np.arange(num_segments)).astype(np.int64)
+def slowfast_clips(num_frames: int, num_segments: int, stride: int, clips: int) -> Indices:
+    """(clips, T) dense clips where PySlowFast takes them; sorted.
+
+    Of a window of w = T*stride frames, T frames evenly spread from its first to its last one, so that they lie a
+    little more than ``stride`` apart. Clip k starts at (n - w) * k / clips: the first at the video's start, the last
+    before its end. A video shorter than the window stays on its last frame. (PySlowFast's window is of 30 frames a
+    second whatever the video's rate; this one is of the video's own frames.)
+    """
+    _at_least_one(num_frames=num_frames, num_segments=num_segments, stride=stride, clips=clips)
+    window = num_segments * stride
+    room = max(num_frames - window, 0)
+    gaps = max(num_segments - 1, 1)
+    # Over the common denominator, so that nothing is rounded before the end.
+    starts = room * np.arange(clips, dtype=np.int64)[:, None] * gaps
+    within = (window - 1) * np.arange(num_segments, dtype=np.int64) * clips
+    indices: Indices = (starts + within) // (clips * gaps)
+    return indices.clip(max=num_frames - 1)
 
 
 def _dense_starts(num_frames: int, num_segments: int, stride: int) -> int:

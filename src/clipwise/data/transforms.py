@@ -152,7 +152,8 @@ def mirror_labels(classes: Sequence[str]) -> list[int | None]:
     in two words) are exchanged and the resulting name is looked up in `classes`. Words end at whatever is no
     letter and at the humps of camelCase; separators and case are kept, so "Step_2_Left" becomes
     "Step_2_Right". A name without such words keeps its label. A name whose mirrored form is not in the list
-    ("pulling it right out") gives None: the clip then shows something that no class describes.
+    ("pulling it right out") gives None: the clip then shows something that no class describes. So does a name that
+    has two mirrored forms in the list, since two flips must give back the label.
 
     Raises ValueError when a name occurs twice.
     """
@@ -160,8 +161,10 @@ def mirror_labels(classes: Sequence[str]) -> list[int | None]:
     if len(index) < len(classes):
         twice = next(name for label, name in enumerate(classes) if index[name] != label)
         raise ValueError(f"class names must differ for a label to be found by name; got {twice!r} twice")
+    found = [{index[mirrored] for mirrored in _mirrored_names(name) if mirrored in index} for name in classes]
+    # Of "counterclockwise" and "anticlockwise" in one list, neither is the partner of "clockwise" more than the other.
     return [
-        next((index[mirrored] for mirrored in _mirrored_names(name) if mirrored in index), None) for name in classes
+        next(iter(mine)) if len(mine) == 1 and found[min(mine)] == {label} else None for label, mine in enumerate(found)
     ]
 
 
