@@ -14,7 +14,16 @@ def accuracy(rows: list[tuple[str, list[float]]]) -> float:
     labels = np.array([CLASSES.index(name) for name, _ in rows])
     scores = np.array([row for _, row in rows], np.float32)
     metrics = video_metrics(torch.from_numpy(scores), labels, CLASSES)
-    evaluation = Evaluation(tuple(map(str, labels)), labels, scores, metrics, metrics, ())
+    indices = np.arange(len(labels))
+    evaluation = Evaluation(
+        names=tuple(map(str, labels)),
+        indices=indices,
+        labels=labels,
+        scores=scores,
+        clip=metrics,
+        video=metrics,
+        unreadable=(),
+    )
     return accuracy_in_pairs(evaluation, CLASSES, (("opens", "closes"),))[0]
 
 

@@ -130,6 +130,39 @@ def test_a_mirrored_clip_takes_its_partner_class(videos: Path) -> None:
     assert {manifest.classes[dataset[Draw(up, number)]["label"]] for number in range(20)} == {"moves_up"}
 
 
+def test_a_reversed_clip_takes_its_partner_class_and_other_clips_stay_as_they_were(videos: Path) -> None:
+    manifest = Manifest.read(videos)
+
+    def clips(**options: Any) -> list[dict[str, Any]]:
+        dataset = TrainingClips(
+            manifest, num_frames=4, size=32, data=DataConfig(), augmentation=AugmentationConfig(**options), seed=0
+        )
+        return [dataset[Draw(up, number)] for number in range(20)]
+
+    up = int(np.flatnonzero(manifest.labels == manifest.classes.index("moves_up"))[0])
+    plain, played = clips(), clips(reverse=True)
+    names = [manifest.classes[int(clip["label"])] for clip in played]
+    assert set(names) == {"moves_up", "moves_down"}
+    for before, after, name in zip(plain, played, names, strict=True):
+        expected = before["clip"].flip(0) if name == "moves_down" else before["clip"]
+        assert torch.equal(after["clip"], expected)
+    assert {int(clip["label"]) for clip in clips(reverse=True, reverse_pairs=(("moves_up", "moves_up"),))} == {
+        manifest.classes.index("moves_up")
+    }
+
+
+def test_reversal_without_partners_and_pairs_without_reversal_are_refused(videos: Path) -> None:
+    manifest = Manifest.read(videos)
+    overrides = ["augmentation.reverse=true", "augmentation.reverse_pairs=[[moves_up, sings]]"]
+    augmentation = load_config(overrides=overrides).augmentation
+    with pytest.raises(ValueError, match="'sings' are not in the list of classes"):
+        TrainingClips(manifest, num_frames=4, size=32, data=DataConfig(), augmentation=augmentation, seed=0)
+    with pytest.raises(ValueError, match="reverse_pairs need reverse: true"):
+        load_config(overrides=["augmentation.reverse_pairs=[[opens, closes]]"])
+    config = load_config(overrides=["augmentation.reverse=true", "augmentation.reverse_pairs=[[opens, closes]]"])
+    assert Config.from_json(config.to_dict()) == config
+
+
 def test_balanced_draws_give_each_class_its_share() -> None:
     labels = np.array([0] * 90 + [1] * 8 + [2] * 2)
     sampler = DrawSampler(labels, batch_size=30, epochs=50, balanced=True, seed=0)

@@ -11,7 +11,6 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from clipwise.config import ModelConfig, ViewsConfig, section_from_json
+from clipwise.data.labels import LabelSpace
 from clipwise.data.manifest import class_list_hash
 from clipwise.files import file_sha256, write_json, written_whole
 from clipwise.models.network import VideoNetwork
@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 _CARD = "model.json"
-_FORMAT = 1
+_FORMAT = 2
+"""Of networks with several heads or sets of labels; the others are written as format 1, which has only ``classes``."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Card:
     """What ``model.json`` says."""
 
     config: ModelConfig
-    classes: tuple[str, ...]
+    label_space: LabelSpace
     views: ViewsConfig
 
 
@@ -60,10 +61,15 @@ class Checkpoint:
     model: VideoNetwork
     """In evaluation mode, fp32, on the CPU."""
     config: ModelConfig
-    classes: tuple[str, ...]
+    label_space: LabelSpace
     views: ViewsConfig
     weights: Path
     weights_sha256: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """A name for each of the network's outputs."""
+        return self.label_space.classes
 
 
 def versions() -> dict[str, str]:
@@ -84,17 +90,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_card(folder: Path, config: ModelConfig, classes: Sequence[str], views: ViewsConfig) -> None:
+def write_card(folder: Path, config: ModelConfig, label_space: LabelSpace, views: ViewsConfig) -> None:
     """Write ``model.json``."""
+    labels = label_space.to_json()
     card = {
-        "format": _FORMAT,
+        "format": _FORMAT if "heads" in labels else 1,
         "model": {
             "name": config.name,
             "num_frames": config.num_frames,
             "options": config.options,
         },
-        "classes": list(classes),
-        "classes_sha256": class_list_hash(classes),
+        **labels,
+        "classes_sha256": class_list_hash(label_space.classes),
         "views": dataclasses.asdict(views),
     }
     write_json(folder / _CARD, card)
@@ -124,7 +131,7 @@ def read_card(path: str | Path) -> Card:
     try:
         card: dict[str, Any] = json.loads(card_file.read_text(encoding="utf-8"))
         version = card["format"]
-        classes = tuple(card["classes"])
+        label_space = LabelSpace.from_json(card)
         config = ModelConfig(
             name=card["model"]["name"],
             num_frames=card["model"]["num_frames"],
@@ -135,11 +142,11 @@ def read_card(path: str | Path) -> Card:
         digest = card["classes_sha256"]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{card_file}: damaged or not written by clipwise ({error!r})") from error
-    if version != _FORMAT:
+    if version not in (1, _FORMAT):
         raise ValueError(f"{card_file}: format {version}, this version reads {_FORMAT}; update clipwise")
-    if digest != class_list_hash(classes):
+    if digest != class_list_hash(label_space.classes):
         raise ValueError(f"{card_file}: the class list was changed after training; restore it")
-    return Card(config, classes, views)
+    return Card(config, label_space, views)
 
 
 def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best") -> Checkpoint:
@@ -155,14 +162,15 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
     card = read_card(path)
     path = Path(path)
     folder, weights = (path, None) if path.is_dir() else (path.parent, path)
-    config, classes = card.config, card.classes
+    config, label_space = card.config, card.label_space
     if weights is None:
         weights = folder / f"{which}.safetensors"
         if which == "best" and not weights.is_file():
             weights = folder / "last.safetensors"
         if not weights.is_file():
             raise ValueError(f"{folder}: no weights yet; the run stopped before its first epoch ended")
-    model = create_model(config.name, num_classes=len(classes), num_frames=config.num_frames, **config.options)
+    num_classes = sum(label_space.sizes)
+    model = create_model(config.name, num_classes=num_classes, num_frames=config.num_frames, **config.options)
     state = read_state_dict(weights)
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
@@ -175,7 +183,7 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
             f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {_CARD} of one run together"
         )
     model.load_state_dict(state)
-    return Checkpoint(model.eval(), config, classes, card.views, weights, file_sha256(weights))
+    return Checkpoint(model.eval(), config, label_space, card.views, weights, file_sha256(weights))
 
 
 def command_line() -> str:

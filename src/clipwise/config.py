@@ -70,6 +70,8 @@ class DataConfig:
     """The manifest's split to validate on."""
     holdout: float = 0.2
     """Where the data has no splits: the share of each class that is held out for validation, by ``training.seed``."""
+    head: str | None = None
+    """Of a manifest with several heads, such as verb and noun: the one to train; null for one network with all."""
     sampling: Literal["segments", "tsm", "dense"] = "segments"
     """Training frames: a random one of each segment, TSM's formula for that, or consecutive frames with a stride."""
     stride: int = 8
@@ -78,6 +80,9 @@ class DataConfig:
     """What dense sampling does with a video shorter than its window."""
     workers: int = 2
     """Loader processes."""
+    in_memory: bool = False
+    """Decode all videos once before the first step and keep their frames in memory, shrunk to a short side of
+    ``views.size / views.crop_ratio``; refused where they do not fit."""
     on_error: Literal["raise", "skip", "report"] = "raise"
     """At a video that cannot be read: stop; leave it out and name it at the end; or name it at once and also let the
     run end with exit status 1. It is never replaced by another."""
@@ -122,6 +127,8 @@ class AugmentationConfig:
         _at_least(self, 0, "max_distort", "brightness", "contrast", "saturation", "hue", "greyscale")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise ValueError(f"scales must lie in (0, 1], got {self.scales}")
+        if self.reverse_pairs and not self.reverse:
+            raise ValueError(f"reverse_pairs need reverse: true, got pairs of {self.reverse_pairs[0]} alone")
         if self.hue > 0.5 or self.greyscale > 1:
             raise ValueError(f"hue is at most 0.5 and greyscale at most 1, got {self.hue} and {self.greyscale}")
 
@@ -203,11 +210,12 @@ class TrainingConfig:
     gradient_clip: float | None = 20.0
     """Largest norm of the gradient, null for none."""
     balanced: bool = False
-    """Draw classes with equal probability, with replacement."""
+    """Draw classes (of several heads the first one's) with equal probability, with replacement."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 is autocast: weights stay fp32."""
     best_by: Literal["top1", "mean_class_accuracy"] = "top1"
-    """The validation figure that picks ``best.safetensors``."""
+    """The validation figure that picks ``best.safetensors``, of several heads their mean; where a video has a set of
+    labels it is mean average precision."""
     seed: int = 0
 
     def __post_init__(self) -> None:

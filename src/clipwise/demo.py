@@ -112,7 +112,7 @@ def run_demo(
         # bf16 has too few digits for a network that sees hardly any difference between the classes of a pair.
         result = evaluate(run, which="last", precision="fp32")
         accuracy[network] = accuracy_in_pairs(result.evaluation, result.classes, PAIRS)
-        top1[network] = result.evaluation.video.top1
+        top1[network] = result.evaluation.video.figures["top1"]
         runs[network] = result.record
     picture = output / "demo.png"
     pair_accuracy(

@@ -4,7 +4,7 @@ import glob
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ def predict(
     ],
     sources: Annotated[list[str], typer.Argument(help="Video files, folders of them, or quoted patterns.")],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to name.")] = 5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Where a video has a set of labels: name those from this score on; 0.5."),
+    ] = None,
     weights: Annotated[Literal["best", "last"], typer.Option(help="Which of the folder's weights.")] = "best",
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is autocast.")] = "fp32",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a video.")] = False,
@@ -25,6 +29,9 @@ def predict(
     """Say what videos show.
 
     Example: `clipwise predict runs/mine clip.mp4 'holiday/*.mov' --top-k 3`
+
+    Of a network with several heads each head's classes are printed; where a video has a set of labels, those that hold
+    are marked.
 
     A video that cannot be read does not stop the rest; the exit status is then 1.
     """
@@ -34,7 +41,7 @@ def predict(
     videos = _videos(sources)
     predictor = load(checkpoint, which=weights, precision=precision)
     failed = 0
-    for video, result in zip(videos, predictor.each(videos, top_k=top_k), strict=True):
+    for video, result in zip(videos, predictor.each(videos, top_k=top_k, threshold=threshold), strict=True):
         if isinstance(result, DecodeError):
             failed += 1
             if as_json:
@@ -46,15 +53,27 @@ def predict(
                 f"{video}: {result.num_frames} frames, the network takes {predictor.num_frames}: some were repeated",
             )
         if as_json:
-            top = [{"label": label, "score": round(score, 6)} for label, score in result.top]
-            typer.echo(json.dumps({"video": str(video), "top": top}, ensure_ascii=False))
+            row: dict[str, Any] = {"video": str(video), "top": _scored(result.top)}
+            if not predictor.label_space.single:
+                row["labels"] = list(result.labels)
+            if len(result.heads) > 1:
+                row["heads"] = {head: _scored(one.top) for head, one in result.heads.items()}
+            typer.echo(json.dumps(row, ensure_ascii=False))
         else:
             typer.echo(video)
-            for label, score in result.top:
-                typer.echo(f"  {score:.3f}  {label}")
+            for head, one in result.heads.items():
+                if len(result.heads) > 1:
+                    typer.echo(f" {head}")
+                for label, score in one.top:
+                    holds = predictor.label_space.multi_label and label in result.labels
+                    typer.echo(f"  {score:.3f}  {label}" + ("  ✓" if holds else ""))
     if failed:
         say(f"{failed} of {counted(len(videos), 'video')} could not be read")
         raise typer.Exit(1)
+
+
+def _scored(top: tuple[tuple[str, float], ...]) -> list[dict[str, Any]]:
+    return [{"label": label, "score": round(score, 6)} for label, score in top]
 
 
 def _videos(sources: Iterable[str]) -> list[Path]:

@@ -176,12 +176,14 @@ class TrainingDisplay:
     def epoch_ended(self, log: "EpochLog", evaluation: "Evaluation | None") -> None:
         if self.json_lines:
             import json
-            from dataclasses import asdict
 
-            typer.echo(json.dumps(asdict(log)))
+            typer.echo(json.dumps(log.to_row()))
         line = f"epoch {log.epoch:3d}/{self.epochs}  loss {log.loss:.3f}"
         if log.top1 is not None:
             line += f"  top-1 {log.top1:.1f}  mean class {log.mean_class_accuracy:.1f}"
+        for key in ("joint.top1", "mean_average_precision"):
+            if key in log.more:
+                line += f"  {key.replace('.top1', ' top-1').replace('_', ' ')} {log.more[key]:.1f}"
         say(f"{line}  {log.clips_per_second:.1f} clips/s  {log.seconds:.0f} s")
         if evaluation:
             self.failed(evaluation.unreadable)

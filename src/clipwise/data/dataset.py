@@ -19,7 +19,9 @@ from clipwise.config import AugmentationConfig, DataConfig, ViewsConfig
 from clipwise.data import sampling
 from clipwise.data.decode import DecodeError, Frames
 from clipwise.data.failures import Failure
+from clipwise.data.labels import partner_label
 from clipwise.data.manifest import Manifest
+from clipwise.data.reversal import reverse, reverse_partners
 from clipwise.data.transforms import crop_resize, evaluation_boxes, flip, mirror_labels, train_box
 
 __all__ = ["Draw", "DrawSampler", "TestViews", "TrainingClips", "collate", "identity_of", "read_views"]
@@ -104,7 +106,12 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
         self.size = size
         self.augmentation = augmentation
         self.seed = seed
-        self.mirrored = mirror_labels(manifest.classes) if augmentation.flip else None
+        self.partners = [mirror_labels(head.classes) for head in manifest.heads] if augmentation.flip else None
+        self.reversed = (
+            reverse_partners([head.classes for head in manifest.heads], augmentation.reverse_pairs)
+            if augmentation.reverse
+            else None
+        )
         if data.sampling == "dense":
             self.sample = partial(sampling.dense_train, num_segments=num_frames, stride=data.stride, short=data.short)
         elif data.sampling == "tsm":
@@ -118,7 +125,7 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
     def __getitem__(self, draw: Draw) -> dict[str, Any] | Failure:
         """``clip`` uint8 (T, 3, size, size), ``label``, ``index`` and ``available``, the video's frames; or why not."""
         rng = np.random.default_rng([self.seed, 1, draw.number])
-        label = int(self.manifest.labels[draw.video])
+        label = self.manifest.labels[draw.video]
         try:
             with self.manifest.open(draw.video) as frames:
                 available = frames.num_frames
@@ -137,10 +144,14 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
         clip = crop_resize(pictures, box, self.size)
         # Drawn whether or not the class may be mirrored, so that one class's names do not change another's clips.
         mirror = rng.random() < 0.5
-        if mirror and self.mirrored is not None:
-            partner = self.mirrored[label]
+        if mirror and self.partners is not None:
+            partner = partner_label(label, self.partners)
             if partner is not None:
                 clip, label = flip(clip), partner
+        if self.reversed is not None and rng.random() < 0.5:
+            partner = partner_label(label, self.reversed)
+            if partner is not None:
+                clip, label = reverse(clip), partner
         return {"clip": clip, "label": label, "index": draw.video, "available": available}
 
 
@@ -167,7 +178,7 @@ class TestViews(Dataset[dict[str, Any] | Failure]):
             return Failure(error.path, error.reason)
         return {
             "clip": clips,
-            "label": int(self.manifest.labels[index]),
+            "label": self.manifest.labels[index],
             "index": index,
             "available": available,
         }
@@ -228,5 +239,5 @@ def collate(samples: Sequence[dict[str, Any] | Failure]) -> dict[str, Any]:
     if read:
         batch["clip"] = torch.stack([sample["clip"] for sample in read])
         for key in ("label", "index", "available"):
-            batch[key] = torch.tensor([sample[key] for sample in read])
+            batch[key] = torch.from_numpy(np.array([sample[key] for sample in read]))
     return batch

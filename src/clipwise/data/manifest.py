@@ -4,15 +4,17 @@ A manifest is read from any of three places:
 
 CSV          columns ``path`` (relative to the CSV, or absolute) and ``label`` (or ``class``: the class name);
              optional ``start`` and ``end`` (seconds), ``fps`` (of a frame folder), ``split``; others are
-             ignored.
+             ignored. Instead of ``label``: a column for each of several heads, ``label:verb`` and
+             ``label:noun``; or ``labels``, any number of names separated by ``|``, none where it is empty.
 folder       ``<folder>/<class>/<video>``, or ``<folder>/<train|val|test>/<class>/<video>``; a video is a
              video file or a folder of nothing but JPEG frames. A split's folder may also be called
              ``training``, ``valid``, ``validation`` or ``testing``.
-``*.pack``   the single file of decoded frames that ``clipwise data pack`` writes.
+``*.pack``   the single file of decoded frames that ``clipwise data pack`` writes, or the folder of shards.
 A folder with a ``manifest.csv`` in it is read from that.
 
-The class list is ``classes=`` if given, else the lines of a ``classes.txt`` beside the CSV or in the folder,
-else the names that occur, sorted. It comes from all rows whatever split is asked for: splits agree on it.
+The class list is ``classes=`` if given, else the lines of a ``classes.txt`` beside the CSV or in the folder
+(``classes.verb.txt`` for the head ``verb``), else the names that occur, sorted. It comes from all rows whatever
+split is asked for: splits agree on it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import hashlib
 import io
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -31,11 +34,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clipwise.data.labels import LABEL, Head, LabelSpace
+from clipwise.data.stores import is_shards
 from clipwise.files import written_whole
 
 if TYPE_CHECKING:
     from clipwise.data.decode import Frames
-    from clipwise.data.pack import PackedFile
+    from clipwise.data.stores import FrameStore
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -61,7 +66,8 @@ class Item:
     """One video, or one segment of it.
 
     path: absolute; inside a pack, the pack's own path and then the name.
-    label: index into the manifest's classes.
+    label: index into the manifest's classes; None where there are several heads, or several labels a video
+    (``Manifest.names_of`` has their names).
     start, end: the segment in seconds, None where it begins or ends with the video. A pack is cut already.
     name: the path as the manifest writes it; names the video wherever the data lies.
     """
@@ -77,7 +83,7 @@ class Item:
 
 class _Row(NamedTuple):
     name: str
-    label: str
+    labels: tuple[str, ...]  # one for each head, or a set
     where: str  # for messages
     split: str = ""
     start: float = math.nan
@@ -93,7 +99,7 @@ def class_list_hash(classes: Sequence[str]) -> str:
 class Manifest:
     """The list of videos; ``manifest[i]`` is an ``Item``, ``manifest.open(i)`` its frames.
 
-    classes: class names; a label is an index into them.
+    label_space: the heads with their class names; a label is an index into its head's.
     source, root: what was read, and the folder that relative paths start from.
     ignored: files and folders of a folder layout that are neither videos nor frame folders.
     """
@@ -102,14 +108,14 @@ class Manifest:
         self,
         source: Path,
         root: Path,
-        classes: tuple[str, ...],
+        label_space: LabelSpace,
         columns: dict[str, NDArray[Any]],
         ignored: tuple[str, ...] = (),
-        pack: PackedFile | None = None,
+        pack: FrameStore | None = None,
     ) -> None:
         self.source = source
         self.root = root
-        self.classes = classes
+        self.label_space = label_space
         self.ignored = ignored
         # Arrays, not a list of Items: reading an Item changes its reference count, and with it every forked
         # worker would soon own a copy of the list.
@@ -122,48 +128,69 @@ class Manifest:
     ) -> Manifest:
         """Reads a CSV file, a folder of class folders, or a pack.
 
-        split: keep only this split. classes: fixes the class list and its order.
+        split: keep only this split. classes: fixes the class list and its order (not where there are several heads).
         Raises ValueError, which names the file and line, for anything that cannot be used as written.
         """
         path = Path(os.path.abspath(source))
         ignored: tuple[str, ...] = ()
-        pack: PackedFile | None = None
-        listed: tuple[str, ...] | None = None
+        pack: FrameStore | None = None
+        names: tuple[str, ...] = (LABEL,)
+        multi_label = False
+        listed: list[tuple[str, ...] | None] = []
         if path.is_dir() and (path / "manifest.csv").is_file():
             path = path / "manifest.csv"
-        if path.is_dir():
+        sharded = path.is_dir() and is_shards(path)
+        if path.is_dir() and not sharded:
             root = path
             rows, ignored = _read_folder(path)
         elif not path.exists():
             raise ValueError(f"{path}: no such file or folder; give a CSV file, a folder {_LAYOUT}, or a *.pack file")
-        elif path.suffix == ".pack":
+        elif sharded or path.suffix == ".pack":
             from clipwise.data.pack import PackedFile
+            from clipwise.data.shards import ShardedFile
 
             root = path.parent
-            pack, metadata = PackedFile.open_with_metadata(path)
-            rows = _packed_rows(path, metadata)
-            listed = tuple(metadata["classes"])
+            pack, metadata = (ShardedFile if sharded else PackedFile).open_with_metadata(path)
+            space = LabelSpace.from_json(metadata)
+            rows = _packed_rows(path, metadata, space)
+            names, multi_label = tuple(head.name for head in space.heads), space.multi_label
+            listed = [head.classes for head in space.heads]
         elif path.suffix.lower() == ".csv":
             root = path.parent
-            rows = _read_csv(path)
+            rows, names, multi_label = _read_csv(path)
         else:
             raise ValueError(f"{path}: not a manifest; give a CSV file (.csv), a folder {_LAYOUT}, or a *.pack file")
 
-        if pack is None and (root / "classes.txt").is_file():
-            listed = read_classes(root / "classes.txt")
+        if pack is None:
+            beside = [root / _class_file(name) for name in names]
+            listed = [read_classes(file) if file.is_file() else None for file in beside]
         if classes is not None:
-            listed = _distinct(tuple(classes), "classes")
-        class_list = tuple(sorted({row.label for row in rows})) if listed is None else listed
+            if len(names) > 1:
+                raise ValueError(
+                    f"{path}: classes= is one list, and there are the heads {', '.join(names)}; "
+                    f"write {' and '.join(map(_class_file, names))} beside it"
+                )
+            listed = [_distinct(tuple(classes), "classes")]
+        occurring = [
+            {label for row in rows for label in (row.labels if multi_label else row.labels[head : head + 1])}
+            for head in range(len(names))
+        ]
+        heads = tuple(
+            Head(name, tuple(sorted(there)) if given is None else given)
+            for name, given, there in zip(names, listed, occurring, strict=True)
+        )
+        if multi_label and not heads[0].classes:
+            raise ValueError(f"{path}: no row has a label; name some in the column labels, separated by |")
         if pack is None:
             _refuse_duplicates(rows)
         columns: dict[str, NDArray[Any]] = {
             "row": np.arange(len(rows)),
             "name": np.array([os.fsencode(row.name) for row in rows]),
-            "label": _indices(rows, class_list),
+            "label": _label_column(rows, heads, multi_label),
             "split": np.array([row.split.encode() for row in rows]),
             **{key: np.array([getattr(row, key) for row in rows], np.float64) for key in ("start", "end", "fps")},
         }
-        manifest = cls(path, root, class_list, columns, ignored, pack)
+        manifest = cls(path, root, LabelSpace(heads, multi_label), columns, ignored, pack)
         return manifest if split is None else manifest.select(split)
 
     def __len__(self) -> int:
@@ -175,7 +202,7 @@ class Manifest:
         name = os.fsdecode(row["name"])
         return Item(
             path=os.path.join(self.source if self._pack else self.root, name),
-            label=int(row["label"]),
+            label=int(row["label"]) if self.label_space.single else None,
             start=_optional(row["start"]),
             end=_optional(row["end"]),
             fps=_optional(row["fps"]),
@@ -187,9 +214,29 @@ class Manifest:
         return (self[index] for index in range(len(self)))
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """(len,) indices into ``classes``."""
+    def heads(self) -> tuple[Head, ...]:
+        """One named ``label``, or one for each column ``label:…``, in the order of the columns."""
+        return self.label_space.heads
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video has a set of labels."""
+        return self.label_space.multi_label
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; of several heads, all of them, as ``verb:take``."""
+        return self.label_space.classes
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """(len,) int64 indices into ``classes``; of several heads (len, heads) int64, each into its head's; of label
+        sets (len, classes) bool."""
         return self._columns["label"]
+
+    def names_of(self, index: int) -> tuple[str, ...]:
+        """The class names of item ``index``: one, one for each head, or those of its set."""
+        return self.label_space.names(self.labels[index])
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -214,20 +261,75 @@ class Manifest:
                     else "no row has a split (a CSV column split, or folders train/ and val/)"
                 )
             )
-        columns = {key: column[chosen] for key, column in self._columns.items()}
-        return Manifest(self.source, self.root, self.classes, columns, self.ignored, self._pack)
+        return self._with({key: column[chosen] for key, column in self._columns.items()})
 
     def with_splits(self, splits: Sequence[str]) -> Manifest:
         """The same rows, each in the split that stands at its place in ``splits``."""
-        columns = {**self._columns, "split": np.array([split.encode() for split in splits])}
-        return Manifest(self.source, self.root, self.classes, columns, self.ignored, self._pack)
+        return self._with({"split": np.array([split.encode() for split in splits])})
 
     def with_classes(self, classes: Sequence[str]) -> Manifest:
-        """The same rows, labelled by another class list that holds this one's names, in whatever order."""
-        place = {name: index for index, name in enumerate(classes)}
-        indices = np.array([place[name] for name in self.classes], np.int64)
-        columns = {**self._columns, "label": indices[self.labels]}
-        return Manifest(self.source, self.root, tuple(classes), columns, self.ignored, self._pack)
+        """The same rows, labelled by another class list that holds this one's names, in whatever order.
+
+        Raises ValueError where a name is missing, or there are several heads.
+        """
+        if len(self.heads) > 1:
+            raise ValueError(f"{self.source}: has several heads, so one class list does not do; use with_label_space")
+        return self.with_label_space(LabelSpace((Head(self.heads[0].name, tuple(classes)),), self.multi_label))
+
+    def with_head(self, name: str) -> Manifest:
+        """The same rows, labelled by one of several heads alone. Raises ValueError for an unknown head."""
+        chosen = next((head for head in self.heads if head.name == name), None)
+        if chosen is None:
+            there = ", ".join(head.name for head in self.heads)
+            raise ValueError(f"{self.source}: no head {name!r} (a column label:{name}); there is: {there}")
+        return self.with_label_space(LabelSpace((chosen,), self.multi_label))
+
+    def with_label_space(self, space: LabelSpace) -> Manifest:
+        """The same rows, labelled as a network's outputs are: by its heads and their class lists.
+
+        Heads are found by name; where both sides have only one, its name does not matter. Raises ValueError where a
+        head is missing, has classes that the network's has not, or labels are of another kind.
+        """
+        if self.multi_label != space.multi_label:
+            kinds = ("one class a video", "a set of labels a video")
+            raise ValueError(
+                f"{self.source}: has {kinds[self.multi_label]}, the checkpoint's network {kinds[space.multi_label]}"
+            )
+        by_name = {head.name: number for number, head in enumerate(self.heads)}
+        own = [0] if len(self.heads) == len(space.heads) == 1 else [by_name.get(head.name) for head in space.heads]
+        columns = []
+        for number, head in zip(own, space.heads, strict=True):
+            if number is None:
+                raise ValueError(
+                    f"{self.source}: says nothing of the checkpoint's {head.name!r}; it has: {', '.join(by_name)}"
+                )
+            names = self.heads[number].classes
+            place = {name: index for index, name in enumerate(head.classes)}
+            foreign = sorted(set(names) - set(place))
+            if foreign:
+                raise ValueError(
+                    f"{self.source}: {len(foreign)} of its classes are not the checkpoint's, the first {foreign[0]!r}; "
+                    f"the checkpoint knows {len(place)}: {', '.join(head.classes[:5])} …"
+                )
+            indices = np.array([place[name] for name in names], np.int64)
+            if self.multi_label:
+                labels = np.zeros((len(self), len(place)), bool)
+                labels[:, indices] = self.labels
+            else:
+                labels = indices[self.labels.reshape(len(self), -1)[:, number]]
+            columns.append(labels)
+        return self._with({"label": columns[0] if len(columns) == 1 else np.stack(columns, 1)}, space)
+
+    def _with(self, columns: dict[str, NDArray[Any]], space: LabelSpace | None = None) -> Manifest:
+        """With these columns in the place of its own."""
+        return Manifest(
+            self.source, self.root, space or self.label_space, {**self._columns, **columns}, self.ignored, self._pack
+        )
+
+    def with_frames(self, store: FrameStore) -> Manifest:
+        """The same rows, the frames of the i-th being the i-th of ``store``."""
+        columns = {**self._columns, "row": np.arange(len(self))}
+        return Manifest(self.source, self.root, self.label_space, columns, self.ignored, store)
 
     def open(self, index: int) -> Frames:
         """The frames of item ``index``, cut to its segment. Raises DecodeError for an unreadable video."""
@@ -235,18 +337,28 @@ class Manifest:
         if self._pack is not None:
             return self._pack.frames(int(self._columns["row"][index]), item.path, item.fps)
         from clipwise.data.decode import open_frames
+        from clipwise.data.index_cache import IndexCache
 
-        return open_frames(item.path, start=item.start, end=item.end, fps=item.fps)
+        return open_frames(item.path, start=item.start, end=item.end, fps=item.fps, indices=IndexCache(self.root))
 
     def require_classes(self, minimum: int = 2) -> None:
-        """Raises ValueError if fewer than ``minimum`` classes occur: nothing can be learnt from them."""
-        present = np.unique(self.labels)
-        if len(present) < minimum:
-            names = ", ".join(repr(self.classes[label]) for label in present)
-            raise ValueError(
-                f"{self.source}: training needs videos of at least {minimum} classes, "
-                f"got {len(present)} ({names}); label more videos, or give a folder {_LAYOUT}"
-            )
+        """Raises ValueError if fewer than ``minimum`` classes of a head occur: nothing can be learnt from them.
+
+        Of label sets one is enough, for a class can be told from its absence.
+        """
+        if self.multi_label:
+            if not self.labels.any():
+                raise ValueError(f"{self.source}: no video has a label; name some in the column labels")
+            return
+        for head, labels in zip(self.heads, self.labels.reshape(len(self), -1).T, strict=True):
+            present = np.unique(labels)
+            if len(present) < minimum:
+                names = ", ".join(repr(head.classes[label]) for label in present)
+                of_head = "" if head.name == LABEL else f" of {head.name!r}"
+                raise ValueError(
+                    f"{self.source}: training needs videos of at least {minimum} classes{of_head}, "
+                    f"got {len(present)} ({names}); label more videos, or give a folder {_LAYOUT}"
+                )
 
     def check_files(self) -> None:
         """Raises one ValueError that lists the files that are missing. Nothing is decoded."""
@@ -264,8 +376,9 @@ class Manifest:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes a CSV that ``read`` gives back, with paths relative to it where possible.
 
-        The class list goes to ``classes.txt`` beside it if the rows alone do not give it. Raises ValueError
-        for a pack, for a folder whose ``classes.txt`` is another list, and where nothing can be written.
+        The class list goes to ``classes.txt`` beside it (``classes.verb.txt`` …) if the rows alone do not give it.
+        Raises ValueError for a pack, for a folder whose ``classes.txt`` is another list, and where nothing can be
+        written.
         """
         target = Path(os.path.abspath(path))
         if self._pack is not None:
@@ -273,19 +386,31 @@ class Manifest:
                 f"{self.source}: its frames lie in the pack, so a CSV cannot list them; write its source's"
             )
         optional = [key for key in ("start", "end", "fps", "split") if any(getattr(i, key) is not None for i in self)]
-        beside = target.parent / "classes.txt"
-        if beside.is_file():
-            if read_classes(beside) != self.classes:
-                raise ValueError(f"{beside}: lists other classes than {self.source}; write to another folder")
-        elif tuple(sorted({self.classes[label] for label in self.labels})) != self.classes:
-            _write_text(beside, "".join(f"{name}\n" for name in self.classes))
+        missing: list[tuple[Path, Head]] = []
+        for number, head in enumerate(self.heads):
+            beside = target.parent / _class_file(head.name)
+            if self.multi_label:
+                occurring = np.flatnonzero(self.labels.any(0))
+            else:
+                occurring = np.unique(self.labels.reshape(len(self), -1)[:, number])
+            if beside.is_file():
+                if read_classes(beside) != head.classes:
+                    raise ValueError(f"{beside}: lists other classes than {self.source}; write to another folder")
+            elif tuple(sorted(head.classes[label] for label in occurring)) != head.classes:
+                missing.append((beside, head))
+        for beside, head in missing:
+            _write_text(beside, "".join(f"{name}\n" for name in head.classes))
 
         lines = io.StringIO()
         writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(["path", "label", *optional])
-        for item, label in zip(self, self.labels, strict=True):
+        columns = ["labels"] if self.multi_label else [_column(head.name) for head in self.heads]
+        writer.writerow(["path", *columns, *optional])
+        for index, item in enumerate(self):
+            names = self.names_of(index)
             cells = [getattr(item, key) for key in optional]
-            writer.writerow([_relative(item, target.parent), self.classes[label], *cells])
+            writer.writerow(
+                [_relative(item, target.parent), *(["|".join(names)] if self.multi_label else names), *cells]
+            )
         _write_text(target, lines.getvalue())
 
 
@@ -293,7 +418,16 @@ def _optional(value: np.float64) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _read_csv(path: Path) -> list[_Row]:
+def _column(head: str) -> str:
+    return LABEL if head == LABEL else f"label:{head}"
+
+
+def _class_file(head: str) -> str:
+    return "classes.txt" if head == LABEL else f"classes.{head}.txt"
+
+
+def _read_csv(path: Path) -> tuple[list[_Row], tuple[str, ...], bool]:
+    """The rows, the names of the heads, and whether a row has a set of labels."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -307,11 +441,12 @@ def _read_csv(path: Path) -> list[_Row]:
     if not lines:
         raise ValueError(f"{path}: the file is empty; its first line names the columns: path,label")
     header = [cell.strip().lower() for cell in lines[0][1]]
-    label = "label" if "label" in header else "class"
-    missing = [name for name, there in (("path", "path" in header), ("label", label in header)) if not there]
+    columns = _label_columns(path, header)
+    missing = [name for name, there in (("path", "path" in header), ("label", columns)) if not there]
     if missing:
         raise ValueError(f"{path}: no column {' and no column '.join(missing)}; there is: {', '.join(header)}")
-    for name in ("path", label, "start", "end", "fps", "split"):
+    multi_label = columns == ["labels"]
+    for name in ("path", *columns, "start", "end", "fps", "split"):
         if header.count(name) > 1:
             raise ValueError(f"{path}: column {name} occurs {header.count(name)} times; keep one")
     if len(lines) == 1:
@@ -325,10 +460,13 @@ def _read_csv(path: Path) -> list[_Row]:
                 f"{where}: {len(cells)} fields, but {len(header)} columns; quote a field that holds a comma"
             )
         values = dict(zip(header, cells, strict=True))
-        name, class_name = values["path"], values[label].strip()
-        if not name.strip() or not class_name:
+        name = values["path"]
+        labels = _label_set(values["labels"], where) if multi_label else tuple(values[key].strip() for key in columns)
+        empty = [key for key, value in zip(columns, labels, strict=True) if not value] if not multi_label else []
+        if not name.strip() or empty:
             raise ValueError(
-                f"{where}: {'path' if class_name else label} is empty; every video needs a path and a label"
+                f"{where}: {empty[0] if empty else 'path'} is empty; every video needs a path and a label"
+                + (" for each head" if len(columns) > 1 else "")
             )
         start = _number(values.get("start", ""), "start", where)
         end = _number(values.get("end", ""), "end", where)
@@ -337,8 +475,35 @@ def _read_csv(path: Path) -> list[_Row]:
             raise ValueError(f"{where}: start must be before end, got start={values.get('start') or 0} end={end}")
         if fps == 0:
             raise ValueError(f"{where}: fps must be above 0, got {values['fps']!r}")
-        rows.append(_Row(name, class_name, where, values.get("split", "").strip(), start, end, fps))
-    return rows
+        rows.append(_Row(name, labels, where, values.get("split", "").strip(), start, end, fps))
+    return rows, tuple(key.removeprefix("label:") if ":" in key else LABEL for key in columns), multi_label
+
+
+def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
+    """``label`` or ``class``, ``labels``, or the columns ``label:…``; none where there is none of them."""
+    heads = [name for name in dict.fromkeys(header) if name.startswith("label:")]
+    kinds = [name for name in ("label", "labels", *heads[:1]) if name in header]
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{path}: columns {' and '.join(kinds)}: keep one kind: label (one class a video), label:NAME for each of "
+            "several heads, or labels (any number of names separated by |)"
+        )
+    for name in heads:
+        if not re.fullmatch(r"[\w-]+", name.removeprefix("label:")):
+            raise ValueError(f"{path}: column {name!r}: a head's name is made of letters, digits, - and _")
+    if heads or kinds:
+        return heads or kinds
+    return ["class"] if "class" in header else []
+
+
+def _label_set(text: str, where: str) -> tuple[str, ...]:
+    """The names of ``a|b``; none of an empty field."""
+    if not text.strip():
+        return ()
+    names = tuple(name.strip() for name in text.split("|"))
+    if not all(names):
+        raise ValueError(f"{where}: labels has an empty name in {text!r}; write names separated by one |")
+    return _distinct(names, where)
 
 
 def _number(text: str, column: str, where: str) -> float:
@@ -370,7 +535,7 @@ def _read_folder(root: Path) -> tuple[list[_Row], tuple[str, ...]]:
             for entry in inside:
                 name = _written(entry, root)
                 if _is_video(entry):
-                    rows.append(_Row(name.rstrip("/"), folder.name, entry.path, split))
+                    rows.append(_Row(name.rstrip("/"), (folder.name,), entry.path, split))
                 else:
                     ignored.append(name)
     ignored = [name for name in ignored if name != "classes.txt"]
@@ -430,12 +595,15 @@ def _written(entry: os.DirEntry[str], root: Path) -> str:
     return PurePath(entry.path).relative_to(root).as_posix() + ("/" if entry.is_dir() else "")
 
 
-def _packed_rows(path: Path, metadata: dict[str, Any]) -> list[_Row]:
+def _packed_rows(path: Path, metadata: dict[str, Any], space: LabelSpace) -> list[_Row]:
     columns = (metadata[key] for key in ("paths", "labels", "starts", "ends", "fps", "splits"))
     rows = []
     for name, label, start, end, fps, split in zip(*columns, strict=True):
         times = (math.nan if value is None else float(value) for value in (start, end, fps))
-        rows.append(_Row(name, metadata["classes"][label], f"{path}: {name}", split or "", *times))
+        indices = [label] if isinstance(label, int) else label
+        heads = space.heads * len(indices) if space.multi_label else space.heads
+        names = tuple(head.classes[index] for head, index in zip(heads, indices, strict=True))
+        rows.append(_Row(name, names, f"{path}: {name}", split or "", *times))
     return rows
 
 
@@ -474,17 +642,31 @@ def _refuse_duplicates(rows: Sequence[_Row]) -> None:
             )
 
 
-def _indices(rows: Sequence[_Row], classes: tuple[str, ...]) -> NDArray[np.int64]:
-    index = {name: label for label, name in enumerate(classes)}
-    for row in rows:
-        if row.label not in index:
-            close = difflib.get_close_matches(row.label, classes, n=3)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"{', '.join(classes[:5])} …"
-            raise ValueError(
-                f"{row.where}: label {row.label!r} is not in the list of {len(classes)} classes ({hint}); "
-                "correct it, or give a class list that has it"
-            )
-    return np.array([index[row.label] for row in rows], dtype=np.int64)
+def _label_column(rows: Sequence[_Row], heads: Sequence[Head], multi_label: bool) -> NDArray[Any]:
+    """As ``Manifest.labels``."""
+    if multi_label:
+        index = {name: label for label, name in enumerate(heads[0].classes)}
+        sets = np.zeros((len(rows), len(index)), bool)
+        for place, row in enumerate(rows):
+            for name in row.labels:
+                sets[place, _index(name, index, heads[0], row)] = True
+        return sets
+    columns = []
+    for number, head in enumerate(heads):
+        index = {name: label for label, name in enumerate(head.classes)}
+        columns.append(np.array([_index(row.labels[number], index, head, row) for row in rows], np.int64))
+    return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
+
+
+def _index(name: str, index: dict[str, int], head: Head, row: _Row) -> int:
+    if name not in index:
+        close = difflib.get_close_matches(name, index, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"{', '.join(head.classes[:5])} …"
+        raise ValueError(
+            f"{row.where}: {_column(head.name)} {name!r} is not in the list of {len(index)} classes ({hint}); "
+            "correct it, or give a class list that has it"
+        )
+    return index[name]
 
 
 def _relative(item: Item, folder: Path) -> str:

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from clipwise.data.manifest import Manifest
 
 Format = Literal["uint8", "jpeg"]
-VERSION = 1
+VERSION = 2
+"""Of packs with several heads or sets of labels; the others are written as version 1, which has only ``classes``."""
 _TENSORS = {"data": "U8", "frame_offset": "I64", "video_offset": "I64", "size": "I32"}
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 _MAX_HEADER = 100_000_000  # of the safetensors format
@@ -60,14 +61,16 @@ class PackReport:
     skipped: tuple[tuple[str, str], ...]
 
 
-class _Options(NamedTuple):
-    format: Format
+class Options(NamedTuple):
+    """How frames are stored; ``h264`` is for shards."""
+
+    format: Format | Literal["h264"]
     short_side: int | None
     quality: int
     enlarge: bool
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """Consecutive frames of one video, encoded; ``more`` is the next frame, None after the last."""
 
     data: bytes
@@ -116,7 +119,7 @@ def pack(
     if output.exists() and not overwrite:
         raise ValueError(f"{output}: exists; choose another name, or --overwrite (overwrite=True in Python)")
 
-    options = _Options(format, short_side, quality, enlarge)
+    options = Options(format, short_side, quality, enlarge)
     workers = min(len(manifest), available_cores() if workers is None else workers)
     try:
         with written_whole(output) as unfinished, unfinished.open("wb") as file:
@@ -137,7 +140,7 @@ def _write(
     file: BinaryIO,
     manifest: Manifest,
     output: Path,
-    options: _Options,
+    options: Options,
     workers: int,
     skip: bool,
     progress: Callable[[int, int], object] | None,
@@ -145,7 +148,7 @@ def _write(
     # The header comes first but is known last: leave room for the longest it can become. A skipped video's
     # path only moves from one list to another.
     total = len(manifest)
-    longest = _metadata(manifest, options, range(total), [-1.2345678901234567e-300] * total, [])
+    longest = pack_metadata(manifest, options, range(total), [-1.2345678901234567e-300] * total, [])
     begin = 8 + len(_header(longest, dict.fromkeys(_TENSORS, (10**15,))))
     begin += -begin % 8
     if begin > _MAX_HEADER:
@@ -159,7 +162,7 @@ def _write(
     lengths: list[NDArray[np.int64]] = []
     unfinished: list[NDArray[np.int64]] = []  # lengths of the video in progress
     file.seek(begin)
-    with contextlib.closing(_in_order(manifest, options, workers)) as chunks:
+    with contextlib.closing(chunks_in_order(manifest, options, workers)) as chunks:
         for index, chunk in chunks:
             if isinstance(chunk, str):
                 item = manifest[index]
@@ -200,30 +203,33 @@ def _write(
         shapes[name] = tensor.shape
         file.write(tensor.tobytes())
     size = file.tell()
-    header = _header(_metadata(manifest, options, kept, fps, [name for name, _ in skipped]), shapes)
+    header = _header(pack_metadata(manifest, options, kept, fps, [name for name, _ in skipped]), shapes)
     file.seek(0)
     file.write((begin - 8).to_bytes(8, "little") + header.ljust(begin - 8))
     return PackReport(output, len(kept), sum(counts), size, tuple(skipped))
 
 
-def _metadata(
+def pack_metadata(
     manifest: Manifest,
-    options: _Options,
+    options: Options,
     kept: Sequence[int],
     fps: Sequence[float | None],
     skipped: list[str],
 ) -> str:
     items = [manifest[index] for index in kept]
+    label_space = manifest.label_space.to_json()
+    labels = manifest.labels[list(kept)]
     return json.dumps(
         {
-            "version": VERSION,
+            "version": VERSION if "heads" in label_space else 1,
             "pixel_format": options.format,
             "short_side": options.short_side,
-            "quality": options.quality if options.format == "jpeg" else None,
+            "quality": None if options.format == "uint8" else options.quality,
             "source": manifest.source.name,
-            "classes": manifest.classes,
+            **label_space,
             "paths": [item.name for item in items],
-            "labels": [item.label for item in items],
+            # Indices: one, one for each head, or those of the set.
+            "labels": [np.flatnonzero(row).tolist() for row in labels] if manifest.multi_label else labels.tolist(),
             "splits": [item.split for item in items],
             "starts": [item.start for item in items],
             "ends": [item.end for item in items],
@@ -243,8 +249,13 @@ def _header(metadata: str, shapes: dict[str, tuple[int, ...]]) -> bytes:
     return json.dumps(header).encode()
 
 
-def _in_order(manifest: Manifest, options: _Options, workers: int) -> Generator[tuple[int, _Chunk | str], None, None]:
-    """(item, its next chunk, or why it cannot be decoded), in order, at most 2 x workers tasks in flight."""
+def chunks_in_order(
+    manifest: Manifest, options: Options, workers: int, first: int = 0
+) -> Generator[tuple[int, Chunk | str], None, None]:
+    """(item, its next chunk, or why it cannot be decoded), in order from item ``first`` on.
+
+    At most 2 x workers tasks are in flight.
+    """
     with contextlib.ExitStack() as stack:
         executor: ProcessPoolExecutor | None = None
         if workers > 1:
@@ -253,13 +264,13 @@ def _in_order(manifest: Manifest, options: _Options, workers: int) -> Generator[
             executor = ProcessPoolExecutor(workers, context, _start_worker, (manifest, options))
             stack.callback(executor.shutdown, cancel_futures=True)
 
-        def submit(index: int, first: int) -> Callable[[], _Chunk | str]:
+        def submit(index: int, first: int) -> Callable[[], Chunk | str]:
             if executor is None:
                 return partial(_encode, manifest, options, index, first)
             return executor.submit(_encode_in_worker, index, first).result
 
-        waiting = iter(range(len(manifest)))
-        results: deque[tuple[int, Callable[[], _Chunk | str]]] = deque()
+        waiting = iter(range(first, len(manifest)))
+        results: deque[tuple[int, Callable[[], Chunk | str]]] = deque()
         while True:
             while len(results) < max(1, 2 * workers) and (index := next(waiting, -1)) >= 0:
                 results.append((index, submit(index, 0)))
@@ -279,7 +290,7 @@ def _in_order(manifest: Manifest, options: _Options, workers: int) -> Generator[
             yield index, chunk
 
 
-def _encode(manifest: Manifest, options: _Options, index: int, first: int) -> _Chunk | str:
+def _encode(manifest: Manifest, options: Options, index: int, first: int) -> Chunk | str:
     """Frames of an item from ``first`` on, as many as fit a task; or the reason why it cannot be decoded."""
     try:
         with manifest.open(index) as frames:
@@ -298,33 +309,44 @@ def _encode(manifest: Manifest, options: _Options, index: int, first: int) -> _C
         encoded = [pixels.tobytes()]
         lengths = np.full(len(pixels), pixels[0].nbytes)
     else:
-        encoded = [_jpeg(frame, options.quality) for frame in pixels]
+        if options.format == "h264":
+            from clipwise.data.shards import encode_intra
+
+            encoded = encode_intra(pixels, options.quality)
+        else:
+            encoded = [_jpeg(frame, options.quality) for frame in pixels]
         lengths = np.array([len(frame) for frame in encoded])
-    return _Chunk(b"".join(encoded), lengths, pixels.shape[1], pixels.shape[2], fps, more)
+    return Chunk(b"".join(encoded), lengths, pixels.shape[1], pixels.shape[2], fps, more)
 
 
-_worker: tuple[Manifest, _Options]
+_worker: tuple[Manifest, Options]
 
 
-def _start_worker(manifest: Manifest, options: _Options) -> None:
+def _start_worker(manifest: Manifest, options: Options) -> None:
     global _worker
     _worker = manifest, options
     leave_signals_to_parent()
     torch.set_num_threads(1)
 
 
-def _encode_in_worker(index: int, first: int) -> _Chunk | str:
+def _encode_in_worker(index: int, first: int) -> Chunk | str:
     return _encode(*_worker, index, first)
 
 
-def _resize(frames: NDArray[np.uint8], options: _Options) -> NDArray[np.uint8]:
-    """(N, H, W, 3) to (N, h, w, 3) with the wanted short side."""
-    height, width = frames.shape[1:3]
+def resized_size(height: int, width: int, options: Options) -> tuple[int, int]:
+    """Height and width with the wanted short side."""
     short = min(height, width)
     side = options.short_side
     if side is None or side == short or (side > short and not options.enlarge):
+        return height, width
+    return round(height * side / short), round(width * side / short)
+
+
+def _resize(frames: NDArray[np.uint8], options: Options) -> NDArray[np.uint8]:
+    """(N, H, W, 3) to (N, h, w, 3) with the wanted short side."""
+    size = resized_size(frames.shape[1], frames.shape[2], options)
+    if size == frames.shape[1:3]:
         return frames
-    size = (round(height * side / short), round(width * side / short))
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).contiguous().numpy()
@@ -380,7 +402,7 @@ class PackedFile:
             raise ValueError(
                 f"{path}: not a pack, or one cut off at its beginning; write one with: clipwise data pack"
             ) from error
-        if version != VERSION:
+        if not 1 <= version <= VERSION:
             raise ValueError(f"{path}: pack format {version}, this version reads {VERSION}; update, or pack again")
         if size != end:
             raise ValueError(f"{path}: {size} bytes where {end} were written; copy it again, or pack again")

@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 from clipwise.config import ViewsConfig
 from clipwise.data.dataset import TestViews, collate
 from clipwise.data.failures import Failure, FailureAccount, OnError, deaths_explained
+from clipwise.data.labels import LabelSpace
 from clipwise.data.manifest import Manifest
+from clipwise.data.prefetch import DevicePrefetcher
 from clipwise.data.transforms import Normalise
 from clipwise.data.workers import leave_signals_to_parent
-from clipwise.evaluation.metrics import VideoMetrics, mean_softmax, video_metrics
+from clipwise.evaluation.metrics import Metrics, mean_scores, measure
 
 __all__ = ["AVERAGES", "Evaluation", "class_scores", "evaluate_model", "rebatched", "score_views"]
 
@@ -33,20 +35,26 @@ class Evaluation:
     """Scores of the videos that could be read, the figures from them, and the account of the rest."""
 
     names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    """(V,)"""
+    indices: NDArray[np.int64]
+    """(V,) places in the manifest, ascending."""
+    labels: NDArray[Any]
+    """As ``Manifest.labels``: (V,); of several heads (V, heads); of label sets (V, C) bool."""
     scores: NDArray[np.float32]
-    """(V, C): the average over the views."""
-    clip: VideoMetrics
-    """Each clip for itself, its crops averaged."""
-    video: VideoMetrics
+    """(V, C): the average over the views; each head's add up to 1, those of label sets are probabilities."""
+    clip: Metrics | None
+    """Each clip for itself, its crops averaged; None of an ensemble, whose members have clips of their own."""
+    video: Metrics
     """All views of a video averaged."""
     unreadable: tuple[Failure, ...]
     short: tuple[str, ...] = field(default=())
     """Videos with fewer frames than the network takes, of which frames repeat."""
 
-    def to_dict(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """For JSON: figures, counts, and each video's scores."""
+    def to_dict(self, space: LabelSpace) -> dict[str, Any]:
+        """For JSON: figures, counts, and each video's label and scores, which are in the order of ``classes``.
+
+        Of several heads ``labels`` has a name for each; of label sets, those that hold.
+        """
+        named = [space.names(label) for label in self.labels]
         return {
             "videos": {
                 "scored": len(self.names),
@@ -54,11 +62,15 @@ class Evaluation:
                 "shorter_than_clip": list(self.short),
             },
             "video": self.video.to_dict(),
-            "clip": {key: value for key, value in self.clip.to_dict().items() if key not in ("per_class", "confusion")},
-            "classes": list(classes),
+            **({"clip": {"videos": self.clip.videos, **self.clip.figures}} if self.clip else {}),
+            **space.to_json(),
             "scores": [
-                {"video": name, "label": classes[label], "scores": [round(float(value), 6) for value in row]}
-                for name, label, row in zip(self.names, self.labels, self.scores, strict=True)
+                {
+                    "video": name,
+                    **({"label": names[0]} if space.single else {"labels": list(names)}),
+                    "scores": [round(float(value), 6) for value in row],
+                }
+                for name, names, row in zip(self.names, named, self.scores, strict=True)
             ],
         }
 
@@ -66,7 +78,7 @@ class Evaluation:
 def class_scores(model: nn.Module, clips: Sequence[Tensor], normalise: nn.Module, *, precision: str) -> Tensor:
     """uint8 parts (n, T, 3, H, W) of one batch → float32 (N, C) logits of all of them, on the model's device."""
     device = next(model.parameters()).device
-    # Joined on the device: the parts are in pinned memory, and keep their layout (colours last) through the cat.
+    # Joined on the device, and with colours last, the layout that they have: a cat would not keep it by itself.
     parts = [part.to(device, non_blocking=True).movedim(2, -1) for part in clips]
     batch = (parts[0] if len(parts) == 1 else torch.cat(parts)).movedim(-1, 2)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -74,16 +86,18 @@ def class_scores(model: nn.Module, clips: Sequence[Tensor], normalise: nn.Module
     return logits.float()
 
 
-def score_views(logits: Tensor, views: ViewsConfig) -> tuple[Tensor, Tensor]:
+def score_views(logits: Tensor, views: ViewsConfig, space: LabelSpace) -> tuple[Tensor, Tensor]:
     """(V, clips·crops, C) logits → scores (V, clips, C) of each clip and (V, C) of each video.
+
+    They are each head's softmax, or the sigmoid of label sets.
 
     Raises ValueError for logits that are not finite.
     """
     by_clip = logits.unflatten(1, (views.clips, views.crops))
     if views.average == "softmax":
-        scores = mean_softmax(by_clip)
+        scores = mean_scores(by_clip, space)
         return scores, scores.mean(dim=1)
-    return mean_softmax(by_clip.mean(dim=2, keepdim=True)), mean_softmax(logits.mean(dim=1, keepdim=True))
+    return mean_scores(by_clip.mean(dim=2, keepdim=True), space), mean_scores(logits.mean(dim=1, keepdim=True), space)
 
 
 def rebatched(parts: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
@@ -163,7 +177,7 @@ def evaluate_model(
 
     def views_read() -> Iterator[Tensor]:
         done = 0
-        for batch in loader:
+        for batch in DevicePrefetcher(loader, device, ["clip"]):
             unreadable.add(batch["failures"])
             done += len(batch["failures"])
             if "clip" in batch:
@@ -186,13 +200,15 @@ def evaluate_model(
         raise ValueError(f"{manifest.source}: none of {len(manifest)} videos could be read: {some}")
     chosen = torch.cat(indices).numpy()
     labels = manifest.labels[chosen]
-    by_clip, scores = score_views(torch.cat(logits).unflatten(0, (-1, views_per_video)), views)
+    space = manifest.label_space
+    by_clip, scores = score_views(torch.cat(logits).unflatten(0, (-1, views_per_video)), views, space)
     return Evaluation(
         names=tuple(manifest[int(index)].name for index in chosen),
+        indices=chosen,
         labels=labels,
         scores=scores.numpy(),
-        clip=video_metrics(by_clip.flatten(0, 1), np.repeat(labels, views.clips), manifest.classes),
-        video=video_metrics(scores, labels, manifest.classes),
+        clip=measure(by_clip.flatten(0, 1), np.repeat(labels, views.clips, axis=0), space),
+        video=measure(scores, labels, space),
         unreadable=tuple(unreadable),
         short=tuple(short),
     )

@@ -13,6 +13,7 @@ from clipwise.checkpoint import Checkpoint, command_line, device_name, read_chec
 from clipwise.config import ViewsConfig
 from clipwise.data.failures import OnError
 from clipwise.data.manifest import Manifest, class_list_hash
+from clipwise.evaluation.presets import changed_fields, protocol_entry, protocol_views
 from clipwise.evaluation.protocols import AVERAGES, Evaluation, evaluate_model
 from clipwise.files import portable_path
 from clipwise.models.network import channels_last
@@ -26,9 +27,15 @@ class EvaluationResult:
     """Figures and the record of how they came about."""
 
     evaluation: Evaluation
-    classes: tuple[str, ...]
+    manifest: Manifest
+    """The videos that were to be scored, labelled as the network's outputs are."""
     record: dict[str, Any]
     """For JSON: command, protocol, versions, figures, each video's scores and the run's log of epochs."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """A name for each of the network's outputs."""
+        return self.manifest.classes
 
 
 def evaluate(
@@ -38,6 +45,7 @@ def evaluate(
     split: str | None = None,
     which: Literal["best", "last"] = "best",
     views: ViewsConfig | None = None,
+    protocol: str | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     batch_size: int = 32,
     workers: int = 2,
@@ -54,7 +62,9 @@ def evaluate(
         split: of the data; if None, the run's validation split where the data has it, what was held out where the data
             is the run's own, and else all.
         which: ``best`` or ``last`` weights.
-        views: another protocol than the checkpoint's.
+        views: other views than the checkpoint's.
+        protocol: the name of a published protocol (:mod:`clipwise.evaluation.presets`), whose views are used unless
+            ``views`` are given; the record has its name, and in what the views used differ from it.
         precision: as in training unless given.
         batch_size: clips through the network at a time.
         workers: loader processes.
@@ -71,7 +81,8 @@ def evaluate(
     run = RunAccount.read(folder) if is_run(folder) else None
     manifest, used = _videos(trained, run, data, split)
     manifest.check_files()
-    views = views or trained.views
+    if views is None:
+        views = protocol_views(protocol, trained.views, trained.config.num_frames) if protocol else trained.views
     precision = precision or (run.config.training.precision if run else "fp32")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     evaluation = evaluate_model(
@@ -100,18 +111,26 @@ def evaluate(
             "videos": len(manifest),
         },
         "protocol": {
+            "preset": _preset(protocol, views, trained.config.num_frames) if protocol else None,
             "num_frames": trained.config.num_frames,
             "views": dataclasses.asdict(views),
-            "average": AVERAGES[views.average],
+            "average": AVERAGES[views.average].replace("softmax", "sigmoid" if manifest.multi_label else "softmax"),
             "precision": precision,
         },
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        **evaluation.to_dict(trained.classes),
+        **evaluation.to_dict(trained.label_space),
         "training": run.to_dict() if run else None,
     }
-    return EvaluationResult(evaluation, trained.classes, record)
+    return EvaluationResult(evaluation, manifest, record)
+
+
+def _preset(name: str, views: ViewsConfig, num_frames: int) -> dict[str, Any]:
+    """Which published protocol was asked for, and which of its fields were then set otherwise."""
+    entry = protocol_entry(name)
+    changed = changed_fields(name, views, num_frames)
+    return {"name": name, "paper": entry.paper, "section": entry.section, "changed": changed}
 
 
 def _videos(
@@ -122,15 +141,8 @@ def _videos(
     source = data or own
     if source is None:
         raise ValueError(f"{trained.weights.parent}: says nothing of its data; give the videos to test on")
-    manifest = Manifest.read(source)
-    foreign = sorted(set(manifest.classes) - set(trained.classes))
-    if foreign:
-        raise ValueError(
-            f"{manifest.source}: {len(foreign)} of its classes are not the checkpoint's, the first {foreign[0]!r}; "
-            f"the checkpoint knows {len(trained.classes)}: {', '.join(trained.classes[:5])} …"
-        )
     # The same names in another order, or some of them, are one and the same by name.
-    manifest = manifest.with_classes(trained.classes)
+    manifest = Manifest.read(source).with_label_space(trained.label_space)
     if split is not None:
         return manifest.select(split), split
     usual = run.config.data.validation_split if run else "val"

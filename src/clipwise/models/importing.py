@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clipwise.checkpoint import command_line, versions, write_card, write_weights
 from clipwise.config import ModelConfig, ViewsConfig, load_config, override_views
+from clipwise.data.labels import LabelSpace
 from clipwise.files import file_sha256, write_json
 from clipwise.models.files import read_weight_file
 from clipwise.models.import_maps import SOURCES, Recognised, State
@@ -303,7 +304,7 @@ def _write(
     try:
         with tempfile.TemporaryDirectory(dir=output, prefix=".import.") as aside:
             folder = Path(aside)
-            write_card(folder, config, labels, views)
+            write_card(folder, config, LabelSpace.of(labels), views)
             write_weights(model, folder / "last.safetensors")
             account = {
                 "from": source,

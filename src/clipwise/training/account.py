@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,29 @@ class EpochLog:
     clips_per_second: float
     """Of training, validation not counted."""
     top1: float | None
-    """Validation, video level, percent; None without validation. So are the next two."""
+    """Validation, video level, percent, of several heads their mean; None without validation and for label sets. So are
+    the next two."""
     top5: float | None
     mean_class_accuracy: float | None
     seconds: float
     """The epoch with its validation."""
+    more: dict[str, float] = field(default_factory=dict)
+    """Each head's figures (``verb.top1`` …) and the joint ones; ``mean_average_precision`` of label sets."""
+
+    def to_row(self) -> dict[str, Any]:
+        """Its values by name, those of ``more`` at the end."""
+        row = asdict(self)
+        del row["more"]
+        return {**row, **self.more}
 
     @classmethod
     def from_row(cls, row: dict[str, str]) -> "EpochLog":
         """From a line of ``epochs.csv``, where an empty cell is None."""
-        numbers = {key: float(text) if text else None for key, text in row.items()}
-        return cls(**{**numbers, "epoch": int(row["epoch"]), "step": int(row["step"])})  # type: ignore[arg-type]
+        numbers: dict[str, Any] = {key: float(text) if text else None for key, text in row.items()}
+        numbers |= {"epoch": int(row["epoch"]), "step": int(row["step"])}
+        own = {entry.name for entry in fields(cls)}
+        more = {key: numbers.pop(key) for key in row if key not in own}
+        return cls(**numbers, more=more)
 
 
 @dataclass(frozen=True)
@@ -124,15 +136,15 @@ class RunAccount:
 
     def to_dict(self) -> dict[str, Any]:
         """For a result file: where the weights came from, and each epoch."""
-        return {**self.origin, "config": self.values, "epochs": [asdict(log) for log in self.epochs]}
+        return {**self.origin, "config": self.values, "epochs": [log.to_row() for log in self.epochs]}
 
 
 def videos_hash(train: Manifest, validation: Manifest | None) -> str:
     """SHA-256 over the videos of either part with their labels and segments."""
     digest = hashlib.sha256()
     for part in (train, validation):
-        for item in part or ():
-            digest.update(repr((*video(item), part.classes[item.label or 0])).encode())  # type: ignore[union-attr]
+        for index in range(len(part) if part else 0):
+            digest.update(repr((*video(part[index]), *part.names_of(index))).encode())  # type: ignore[index, union-attr]
         digest.update(b"|")
     return digest.hexdigest()
 
@@ -180,10 +192,11 @@ def append_epoch(folder: Path, log: EpochLog) -> None:
     path = folder / _EPOCHS
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(log)))
+        row = log.to_row()
+        writer = csv.DictWriter(file, list(row))
         if new:
             writer.writeheader()
-        writer.writerow({key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in asdict(log).items()})
+        writer.writerow({key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in row.items()})
 
 
 def drop_epochs_after(folder: Path, step: int) -> None:

@@ -21,6 +21,7 @@ from clipwise.config import Config, TrainingConfig, load_config
 from clipwise.data.dataset import DrawSampler, TrainingClips, collate
 from clipwise.data.failures import Failure, FailureAccount, OnError, deaths_explained
 from clipwise.data.manifest import Manifest
+from clipwise.data.prefetch import DevicePrefetcher
 from clipwise.data.workers import leave_signals_to_parent
 from clipwise.evaluation.protocols import Evaluation, evaluate_model
 from clipwise.files import write_json
@@ -134,19 +135,33 @@ def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manife
         manifest = manifest.with_splits([data.validation_split if out else data.train_split for out in held])
         train, validation = manifest.select(data.train_split), manifest.select(data.validation_split)
     train.require_classes()
+    if manifest.multi_label and validation is not None:
+        validation.require_classes()
     return train, validation
 
 
+def _strata(manifest: Manifest) -> NDArray[np.int64]:
+    """(V,) the class that a video is drawn or held out as one of."""
+    if manifest.multi_label:
+        return np.zeros(len(manifest), np.int64)
+    return manifest.labels if manifest.labels.ndim == 1 else manifest.labels[:, 0]
+
+
 def _held_out(manifest: Manifest, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """(V,) whether a video is for validation: a share of each class, all segments of a file together."""
+    """(V,) whether a video is for validation: a share of each class, all segments of a file together.
+
+    Of several heads the first one's classes count; of label sets it is a share of all videos.
+    """
     names = np.array([item.name for item in manifest])
     held = np.zeros(len(manifest), bool)
-    for label in np.unique(manifest.labels):
-        of_class = manifest.labels == label
+    strata = _strata(manifest)
+    for label in np.unique(strata):
+        of_class = strata == label
         files = np.unique(names[of_class])
         if len(files) < 2:
+            what = "the data" if manifest.multi_label else f"class {manifest.heads[0].classes[label]!r}"
             raise ValueError(
-                f"{manifest.source}: class {manifest.classes[label]!r} has one video, so none can be held out for "
+                f"{manifest.source}: {what} has one video, so none can be held out for "
                 "validation; add videos, or name the splits (a CSV's `split` column, or folders train/ and val/)"
             )
         wanted = max(1, round(share * int(of_class.sum())))
@@ -208,6 +223,13 @@ def train(
     if data is None:
         raise ValueError("nothing to train on: give a folder of class folders, a manifest CSV or a *.pack file")
     manifest = data if isinstance(data, Manifest) else Manifest.read(data)
+    if config.data.head is not None:
+        manifest = manifest.with_head(config.data.head)
+    if manifest.multi_label and config.training.balanced:
+        raise ValueError(
+            f"{manifest.source}: a video has a set of labels, so classes cannot be drawn with equal probability; "
+            "leave training.balanced at false"
+        )
     manifest.check_files()
     train, validation = split_manifest(manifest, config)
     if begun and begun.origin["data"].get("videos_sha256") != videos_hash(train, validation):
@@ -218,7 +240,7 @@ def train(
         _check_folder(output, overwrite=overwrite)
     settings = config.training
     sampler = DrawSampler(
-        train.labels,
+        _strata(train),
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         balanced=settings.balanced,
@@ -246,7 +268,7 @@ def train(
         )
     with _new_folder(output):
         named = None if recipe is None or isinstance(recipe, Config) else str(recipe)
-        write_card(output, config.model, manifest.classes, config.views)
+        write_card(output, config.model, manifest.label_space, config.views)
         write_account(output, config, train, validation, named, loaded)
         return _Run(config, model, train, validation, sampler, output, reporter, None, loaded).go()
 
@@ -349,7 +371,12 @@ class _Run(pl.Callback):
         self.unreadable.add(before.get("training", ()))
         self.unreadable_in_validation: dict[Failure, None] = dict.fromkeys(before.get("validation", ()))
         self.task = ClassificationTask(
-            model, config, self.unreadable, steps_per_epoch=sampler.steps_per_epoch, start=sampler.start
+            model,
+            train.label_space,
+            config,
+            self.unreadable,
+            steps_per_epoch=sampler.steps_per_epoch,
+            start=sampler.start,
         )
 
     def go(self) -> RunResult:
@@ -382,6 +409,8 @@ class _Run(pl.Callback):
 
     def _fit(self) -> None:
         training, cuda = self.config.training, torch.cuda.is_available()
+        if self.config.data.in_memory:
+            self._hold_in_memory()
         loader = DataLoader(
             TrainingClips(
                 self.train,
@@ -413,9 +442,17 @@ class _Run(pl.Callback):
                 enable_model_summary=False,
                 use_distributed_sampler=False,
                 limit_val_batches=0,
-            ).fit(self.task, loader)
+            ).fit(self.task, DevicePrefetcher(loader, torch.device("cuda")) if cuda else loader)
         if self.board:
             self.board.close()
+
+    def _hold_in_memory(self) -> None:
+        from clipwise.data.memory import hold_in_memory
+
+        short_side = round(self.config.views.size / self.config.views.crop_ratio)
+        self.train = hold_in_memory(self.train, short_side=short_side)
+        if self.validation is not None:
+            self.validation = hold_in_memory(self.validation, short_side=short_side)
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         # Not before: Lightning puts a handler of its own on SIGTERM, which would end the process in mid-step.
@@ -465,8 +502,9 @@ class _Run(pl.Callback):
         write_weights(self.model, self.output / "last.safetensors")
         evaluation = self._validate()
         figures = evaluation.video if evaluation else None
+        numbers = dict(figures.figures) if figures else {}
         if figures:
-            figure: float = getattr(figures, self.config.training.best_by)
+            figure = numbers["mean_average_precision" if self.train.multi_label else self.config.training.best_by]
             if self.best is None or figure > self.best:
                 self.best = figure
                 write_weights(self.model, self.output / "best.safetensors")
@@ -476,16 +514,18 @@ class _Run(pl.Callback):
             lr=rate,
             loss=self.loss_sum / max(1, self.clips),
             clips_per_second=self.clips / trained,
-            top1=figures.top1 if figures else None,
-            top5=figures.top5 if figures else None,
-            mean_class_accuracy=figures.mean_class_accuracy if figures else None,
+            top1=numbers.pop("top1", None),
+            top5=numbers.pop("top5", None),
+            mean_class_accuracy=numbers.pop("mean_class_accuracy", None),
             seconds=time.perf_counter() - self.epoch_start,
+            more=numbers,
         )
         append_epoch(self.output, log)
         if evaluation and figures:
-            for key in ("top1", "top5", "mean_class_accuracy") if self.board else ():
-                self.board.add_scalar(f"validation/{key}", getattr(figures, key), log.step)
-            write_json(self.output / "validation.json", {"epoch": log.epoch, **evaluation.to_dict(self.train.classes)})
+            for key, value in figures.figures.items() if self.board else ():
+                self.board.add_scalar(f"validation/{key}", value, log.step)
+            result = evaluation.to_dict(self.train.label_space)
+            write_json(self.output / "validation.json", {"epoch": log.epoch, **result})
         # Last of all: a run that is killed before this repeats the epoch, and its line with it.
         self._begin_epoch(EpochSoFar())
         self._save(trainer)

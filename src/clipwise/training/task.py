@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clipwise.config import Config
 from clipwise.data.failures import FailureAccount
+from clipwise.data.labels import LabelSpace
 from clipwise.data.transforms import ColourAugment, Normalise
 from clipwise.models.network import VideoNetwork
 from clipwise.training.schedule import learning_rate
@@ -20,10 +21,11 @@ class DivergedError(ValueError):
 
 
 class ClassificationTask(pl.LightningModule):
-    """Cross-entropy over the classes.
+    """Cross-entropy over the classes; of several heads their mean; of label sets the binary one, mean of all classes.
 
     Args:
         model: the network.
+        label_space: what its outputs stand for.
         config: the experiment.
         unreadable: takes note of videos that cannot be read.
         steps_per_epoch: steps of an epoch.
@@ -31,10 +33,18 @@ class ClassificationTask(pl.LightningModule):
     """
 
     def __init__(
-        self, model: VideoNetwork, config: Config, unreadable: FailureAccount, *, steps_per_epoch: int, start: int
+        self,
+        model: VideoNetwork,
+        label_space: LabelSpace,
+        config: Config,
+        unreadable: FailureAccount,
+        *,
+        steps_per_epoch: int,
+        start: int,
     ) -> None:
         super().__init__()
         self.model = model
+        self.label_space = label_space
         self.config = config
         self.unreadable = unreadable
         self.steps_per_epoch = steps_per_epoch
@@ -72,7 +82,9 @@ class ClassificationTask(pl.LightningModule):
         torch.manual_seed(self.config.training.seed * 1_000_003 + self.step)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        """``clip`` uint8 (N, T, 3, H, W) and ``label`` (N,) → the loss; None where nothing could be read.
+        """``clip`` uint8 (N, T, 3, H, W) and ``label`` → the loss; None where nothing could be read.
+
+        A label is (N,); of several heads (N, heads); of label sets (N, C) bool.
 
         Raises:
             DecodeError: if a video of the batch could not be read and that is to stop.
@@ -85,10 +97,19 @@ class ClassificationTask(pl.LightningModule):
         few = batch["index"][batch["available"] < self.config.model.num_frames]
         self.short_videos.update(few.tolist())
         clips = batch["clip"] if self.colour is None else self.colour(batch["clip"])
-        loss: Tensor = nn.functional.cross_entropy(self.model(self.normalise(clips)), batch["label"])
+        loss = self._loss(self.model(self.normalise(clips)), batch["label"])
         if not loss.isfinite():
             raise self._diverged(f"the loss became {loss.item()}", self.step + 1)
         return loss
+
+    def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        if self.label_space.multi_label:
+            # In float32, which autocast on a CPU does not see to.
+            return nn.functional.binary_cross_entropy_with_logits(logits.float(), label.float())
+        of_head = logits.split(self.label_space.sizes, dim=1)
+        labels = label.unflatten(0, (len(label), 1)) if label.ndim == 1 else label
+        losses = [nn.functional.cross_entropy(part, labels[:, head]) for head, part in enumerate(of_head)]
+        return torch.stack(losses).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Raises :class:`DivergedError` before a gradient that is not finite spoils the weights."""
