@@ -12,7 +12,18 @@ __all__ = ["application", "main"]
 
 def application() -> typer.Typer:
     """The application with all its verbs; they are imported here, since each registers itself."""
-    from clipwise.cli import data, demo, evaluate, import_weights, models, predict, train  # noqa: F401
+    from clipwise.cli import (  # noqa: F401
+        data,
+        data_prepare,
+        data_tools,
+        demo,
+        evaluate,
+        import_weights,
+        models,
+        predict,
+        protocols,
+        train,
+    )
 
     return app
 
