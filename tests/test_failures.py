@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -21,7 +22,7 @@ import clipwise
 from clipwise.config import load_config
 from clipwise.data.dataset import DrawSampler, TrainingClips, collate
 from clipwise.data.decode import DecodeError
-from clipwise.data.failures import Failure, FailureAccount, TooManyFailuresError
+from clipwise.data.failures import Failure, FailureAccount, TooManyFailuresError, deaths_explained
 from clipwise.data.manifest import Manifest
 
 
@@ -98,10 +99,58 @@ def test_skip_leaves_out_exactly_the_broken_ones(damaged: tuple[Path, set[str]],
 
 def test_raise_stops_with_the_first_one_named(damaged: tuple[Path, set[str]], tmp_path: Path) -> None:
     folder, broken = damaged
-    with pytest.raises(DecodeError, match=r"data\.on_error=skip") as error:
+    manifest = Manifest.read(folder, split="train")
+    sampler = DrawSampler(manifest.labels, batch_size=32, epochs=2, balanced=False, seed=0)
+    order = [manifest[draw.video].name for batch in sampler for draw in batch]
+    first = next(name for name in order if name in broken)
+    with pytest.raises(DecodeError, match=r"data\.on_error=skip, also with --resume") as error:
         clipwise.train(folder, tmp_path / "run", overrides=LARGE)
-    assert names([Failure(error.value.path, "")]) <= broken
-    assert list(tmp_path.iterdir()) == []
+    assert Path(error.value.path).name == first
+    if order.index(first) < 32:
+        assert list(tmp_path.iterdir()) == [], "nothing was trained, so there is nothing to keep"
+
+
+def test_a_run_stopped_by_a_validation_video_goes_on_without_it(videos: Path, tmp_path: Path) -> None:
+    """Its epoch is not lost, and the remedy that the message names works."""
+    data = tmp_path / "videos"
+    shutil.copytree(videos, data)
+    broken = next(Path(item.path) for item in Manifest.read(data) if item.split == "val")
+    broken.write_bytes(b"")
+    with pytest.raises(DecodeError, match=broken.name):
+        clipwise.train(data, tmp_path / "run", overrides=SMALL)
+    assert (tmp_path / "run/last.safetensors").is_file()
+    with pytest.raises(ValueError, match=r"only data\.on_error, .*data\.workers can be set"):
+        clipwise.train(None, tmp_path / "run", resume=True, overrides=["training.lr=1"])
+    result = clipwise.train(
+        None, tmp_path / "run", resume=True, overrides=["data.on_error=skip", "data.max_failed=0.5"]
+    )
+    assert result.finished
+    assert [log.epoch for log in result.epochs] == [2]
+    assert names(result.unreadable) == {broken.name}
+
+
+def test_segments_of_one_file_count_each() -> None:
+    account = FailureAccount("skip", 0.5, 4, remedy="")
+    segments = [Failure("long.mp4", "cut short", start, start + 1) for start in (0.0, 1.0, 2.0)]
+    account.add(segments[:2])
+    with pytest.raises(TooManyFailuresError, match=r"3 of 4 .*long.mp4 \(1 s to 2 s\): cut short"):
+        account.add(segments[2:])
+
+
+@pytest.mark.parametrize(
+    ("policy", "share", "message"),
+    [("rais", 0.1, "raise, skip, report, got 'rais'"), ("skip", 5, "share, from 0 to 1")],
+)
+def test_a_policy_that_does_not_exist_is_refused(policy: Any, share: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FailureAccount(policy, share, 4, remedy="")
+
+
+def test_an_error_inside_a_reader_keeps_its_own_message() -> None:
+    with pytest.raises(RuntimeError, match="Too many open files"), deaths_explained():
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nToo many open files (24)")
+    with pytest.raises(ChildProcessError, match="want of"), deaths_explained():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
 
 def test_too_many_stop_the_run(damaged: tuple[Path, set[str]], tmp_path: Path) -> None:
@@ -206,7 +255,6 @@ def test_a_whole_run_is_the_same_with_workers(videos: Path, tmp_path: Path) -> N
     logs = []
     for workers in (0, 2):
         folder = tmp_path / str(workers)
-        shutil.rmtree(folder, ignore_errors=True)
         clipwise.train(videos, folder, overrides=[*SMALL, f"data.workers={workers}"])
         logs.append([line.split(",")[:4] for line in (folder / "epochs.csv").read_text().splitlines()])
     assert logs[0] == logs[1]

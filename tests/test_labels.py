@@ -123,7 +123,7 @@ def test_label_sets_of_a_manifest(tmp_path: Path) -> None:
     assert manifest.labels.tolist() == [[True, True], [False, False], [True, False]]
     assert [manifest.names_of(index) for index in range(3)] == [("jump", "run"), (), ("jump",)]
     assert manifest[0].label is None
-    wider = manifest.with_classes(["run", "swim", "jump"])
+    wider = manifest.with_label_space(LabelSpace((Head("label", ("run", "swim", "jump")),), multi_label=True))
     assert [wider.names_of(index) for index in range(3)] == [("run", "jump"), (), ("jump",)]
 
 

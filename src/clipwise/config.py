@@ -23,6 +23,7 @@ __all__ = [
     "ViewsConfig",
     "config_from_mapping",
     "load_config",
+    "override_reading",
     "override_views",
     "recipe_names",
     "section_from_json",
@@ -91,7 +92,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "stride")
-        _at_least(self, 0, "workers", "max_failed")
+        _at_least(self, 0, "workers")
+        if not 0 <= self.max_failed <= 1:
+            raise ValueError(f"max_failed is a share, from 0 to 1, got {self.max_failed}")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
 
@@ -314,6 +317,23 @@ def override_views(views: ViewsConfig, overrides: Sequence[str]) -> ViewsConfig:
             raise ValueError(f"only fields of views can be set here, such as views.crops=3; got {override!r}")
         _apply_override(values, override)
     return config_from_mapping(values, source="the command line").views
+
+
+def override_reading(config: Config, overrides: Sequence[str]) -> Config:
+    """A run's configuration with another way of reading: what a run that resumes may change, for it sees the same.
+
+    Raises:
+        ValueError: for any other field, or a value that does not fit.
+    """
+    allowed = [f"data.{name}" for name in ("on_error", "max_failed", "workers")]
+    values = config.to_dict()
+    for override in overrides:
+        if override.partition("=")[0].strip() not in allowed:
+            raise ValueError(
+                f"a resumed run goes on as it was begun; only {', '.join(allowed)} can be set, got {override!r}"
+            )
+        _apply_override(values, override)
+    return config_from_mapping(values, source="the command line")
 
 
 def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:

@@ -119,7 +119,7 @@ def evaluate(
     if evaluation.unreadable:
         say(f"{counted(len(evaluation.unreadable), 'video')} could not be read; the figures are those of the rest:")
         for failure in evaluation.unreadable[:5]:
-            say(f"  {failure.path}: {failure.reason}")
+            say(f"  {failure}")
         if on_error == "report":
             raise typer.Exit(1)
 

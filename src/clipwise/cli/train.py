@@ -93,7 +93,7 @@ def _closing(result: "RunResult") -> None:
         videos = counted(len(result.unreadable), "video")
         say(f"{videos} could not be read and took no part; unreadable.json names them:")
         for failure in result.unreadable[:5]:
-            say(f"  {failure.path}: {failure.reason}")
+            say(f"  {failure}")
 
 
 class TrainingDisplay:
@@ -101,7 +101,7 @@ class TrainingDisplay:
 
     def __init__(self, *, json_lines: bool = False) -> None:
         self.json_lines = json_lines
-        self.unreadable: set[str] = set()
+        self.unreadable: set[object] = set()
         self.on_error = "raise"
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -124,9 +124,9 @@ class TrainingDisplay:
 
     def failed(self, failures: "Sequence[Failure]") -> None:
         for failure in failures if self.on_error == "report" else ():
-            if failure.path not in self.unreadable:
-                self.unreadable.add(failure.path)
-                say(f"left out, for it cannot be read: {failure.path}: {failure.reason}")
+            if failure.video not in self.unreadable:
+                self.unreadable.add(failure.video)
+                say(f"left out, for it cannot be read: {failure}")
 
     def started(self, start: "RunStart") -> None:
         config = start.config

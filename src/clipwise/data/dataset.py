@@ -131,7 +131,7 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
                 available = frames.num_frames
                 pictures = frames.read(self.sample(available, rng=rng))
         except DecodeError as error:
-            return Failure(error.path, error.reason)
+            return failure_of(self.manifest, draw.video, error)
         height, width = pictures.shape[1:3]
         box = train_box(
             height,
@@ -175,7 +175,7 @@ class TestViews(Dataset[dict[str, Any] | Failure]):
                 available = frames.num_frames
                 clips = read_views(frames, self.num_frames, self.views, identity=self._identity(index))
         except DecodeError as error:
-            return Failure(error.path, error.reason)
+            return failure_of(self.manifest, index, error)
         return {
             "clip": clips,
             "label": self.manifest.labels[index],
@@ -188,9 +188,17 @@ class TestViews(Dataset[dict[str, Any] | Failure]):
         return identity_of(item.name, item.start, item.end)
 
 
+def failure_of(manifest: Manifest, index: int, error: DecodeError) -> Failure:
+    """The account of a manifest's video that could not be read."""
+    item = manifest[index]
+    return Failure(error.path, error.reason, item.start, item.end)
+
+
 def identity_of(path: str | os.PathLike[str], *segment: float | None) -> str:
     """What random clips of a video follow from: its file's name, wherever that lies, and its segment."""
-    return "|".join([os.path.basename(os.fspath(path)), *(f"{limit:g}" for limit in segment if limit is not None)])
+    return "|".join(
+        [os.path.basename(os.path.normpath(path)), *(f"{limit:g}" for limit in segment if limit is not None)]
+    )
 
 
 def read_views(frames: Frames, num_frames: int, views: ViewsConfig, *, identity: str) -> Tensor:

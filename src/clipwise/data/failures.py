@@ -2,20 +2,33 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from clipwise.data.decode import DecodeError
 
-__all__ = ["Failure", "FailureAccount", "OnError", "TooManyFailuresError", "deaths_explained"]
+__all__ = ["Failure", "FailureAccount", "OnError", "TooManyFailuresError", "deaths_explained", "reader_died"]
 
 OnError = Literal["raise", "skip", "report"]
 
 
 class Failure(NamedTuple):
-    """A video that could not be read."""
+    """A video, or a segment of one, that could not be read."""
 
     path: str
     reason: str
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def video(self) -> tuple[str, float | None, float | None]:
+        """What tells it from others; the reason may depend on the frames that were wanted."""
+        return self.path, self.start, self.end
+
+    def __str__(self) -> str:
+        if self.start is None and self.end is None:
+            return f"{self.path}: {self.reason}"
+        end = "its end" if self.end is None else f"{self.end:g} s"
+        return f"{self.path} ({self.start or 0:g} s to {end}): {self.reason}"
 
 
 class TooManyFailuresError(ValueError):
@@ -30,20 +43,27 @@ class FailureAccount:
         max_failed: share of the videos that may fail.
         videos: how many there are.
         remedy: for the message of the one that stops.
+
+    Raises:
+        ValueError: for another policy, or a share outside 0 to 1.
     """
 
     def __init__(self, on_error: OnError, max_failed: float, videos: int, *, remedy: str) -> None:
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}, got {on_error!r}")
+        if not 0 <= max_failed <= 1:
+            raise ValueError(f"max_failed is a share, from 0 to 1, got {max_failed}")
         self.on_error = on_error
         self.max_failed = max_failed
         self.videos = videos
         self.remedy = remedy
-        self._reasons: dict[str, str] = {}
+        self._failures: dict[tuple[str, float | None, float | None], Failure] = {}
 
     def __len__(self) -> int:
-        return len(self._reasons)
+        return len(self._failures)
 
     def __iter__(self) -> Iterator[Failure]:
-        return iter([Failure(path, reason) for path, reason in self._reasons.items()])
+        return iter(list(self._failures.values()))
 
     def add(self, failures: Iterable[Failure]) -> list[Failure]:
         """Take note of failures; returns those that are new.
@@ -56,16 +76,21 @@ class FailureAccount:
         for failure in failures:
             if self.on_error == "raise":
                 raise DecodeError(failure.path, f"{failure.reason} [{self.remedy}]")
-            if failure.path not in self._reasons:
-                self._reasons[failure.path] = failure.reason
+            if failure.video not in self._failures:
+                self._failures[failure.video] = failure
                 new.append(failure)
         if new and len(self) > self.max_failed * self.videos:
-            some = "; ".join(f"{failure.path}: {failure.reason}" for failure in list(self)[:3])
+            some = "; ".join(map(str, list(self)[:3]))
             raise TooManyFailuresError(
                 f"{len(self)} of {self.videos} videos could not be read, more than the {self.max_failed:g} that "
                 f"max_failed allows: {some}. `clipwise data check` finds all of them and writes a list without"
             )
         return new
+
+
+def reader_died(error: BaseException) -> bool:
+    """Whether this is PyTorch's word of a loader process that was killed or exited; an error inside one is not."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 @contextmanager
@@ -78,7 +103,7 @@ def deaths_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not reader_died(error):
             raise
         raise ChildProcessError(
             f"a process that reads videos has died ({str(error).splitlines()[0]}): killed by the system for want of "

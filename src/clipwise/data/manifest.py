@@ -267,15 +267,6 @@ class Manifest:
         """The same rows, each in the split that stands at its place in ``splits``."""
         return self._with({"split": np.array([split.encode() for split in splits])})
 
-    def with_classes(self, classes: Sequence[str]) -> Manifest:
-        """The same rows, labelled by another class list that holds this one's names, in whatever order.
-
-        Raises ValueError where a name is missing, or there are several heads.
-        """
-        if len(self.heads) > 1:
-            raise ValueError(f"{self.source}: has several heads, so one class list does not do; use with_label_space")
-        return self.with_label_space(LabelSpace((Head(self.heads[0].name, tuple(classes)),), self.multi_label))
-
     def with_head(self, name: str) -> Manifest:
         """The same rows, labelled by one of several heads alone. Raises ValueError for an unknown head."""
         chosen = next((head for head in self.heads if head.name == name), None)
@@ -483,6 +474,8 @@ def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
     """``label`` or ``class``, ``labels``, or the columns ``label:…``; none where there is none of them."""
     heads = [name for name in dict.fromkeys(header) if name.startswith("label:")]
     kinds = [name for name in ("label", "labels", *heads[:1]) if name in header]
+    if "class" in header and "label" not in header:
+        kinds.append("class")
     if len(kinds) > 1:
         raise ValueError(
             f"{path}: columns {' and '.join(kinds)}: keep one kind: label (one class a video), label:NAME for each of "
@@ -491,9 +484,7 @@ def _label_columns(path: Path, header: Sequence[str]) -> list[str]:
     for name in heads:
         if not re.fullmatch(r"[\w-]+", name.removeprefix("label:")):
             raise ValueError(f"{path}: column {name!r}: a head's name is made of letters, digits, - and _")
-    if heads or kinds:
-        return heads or kinds
-    return ["class"] if "class" in header else []
+    return heads or kinds
 
 
 def _label_set(text: str, where: str) -> tuple[str, ...]:

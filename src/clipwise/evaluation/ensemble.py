@@ -4,6 +4,7 @@ Each member tests with its own frame count, size and normalisation; what they sh
 classes. STC and STW are published so, with a network of 8 frames beside one of 16.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from clipwise.data.failures import Failure, OnError
 from clipwise.data.labels import LabelSpace
 from clipwise.data.manifest import Manifest
 from clipwise.evaluation.metrics import measure
-from clipwise.evaluation.protocols import Evaluation
+from clipwise.evaluation.protocols import Evaluation, segments_of
 from clipwise.evaluation.run import EvaluationResult, evaluate
 
 __all__ = ["EnsembleResult", "combine", "evaluate_ensemble"]
@@ -136,20 +137,23 @@ def combine(members: Sequence[EvaluationResult], names: Sequence[str | Path]) ->
         total += member.evaluation.scores[rows][:, outputs]
     scores = (total / len(members)).astype(np.float32)
     labels = manifest.labels[chosen]
-    failures: dict[Failure, None] = {}
-    short: dict[str, None] = {}
+    failures: dict[object, Failure] = {}
+    # Segments of one file share its name. What is too short for one network is so for those that take more frames:
+    # the most that one member counts of a name is what all of them together do.
+    short: Counter[str] = Counter()
     for member in members:
-        failures |= dict.fromkeys(member.evaluation.unreadable)
-        short |= dict.fromkeys(member.evaluation.short)
+        failures |= {failure.video: failure for failure in member.evaluation.unreadable}
+        short |= Counter(member.evaluation.short)
     return Evaluation(
         names=tuple(manifest[int(index)].name for index in chosen),
+        segments=segments_of(manifest, chosen),
         indices=chosen,
         labels=labels,
         scores=scores,
         clip=None,
         video=measure(scores, labels, space),
-        unreadable=tuple(failures),
-        short=tuple(short),
+        unreadable=tuple(failures.values()),
+        short=tuple(short.elements()),
     )
 
 
@@ -171,12 +175,24 @@ def _outputs(space: LabelSpace, other: LabelSpace, name: str | Path) -> NDArray[
         alone = len(of.heads) == 1  # what one head is called does not matter
         return [("" if alone else head.name, label) for head in of.heads for label in head.classes]
 
+    if space.multi_label != other.multi_label or len(space.heads) != len(other.heads):
+        raise ValueError(
+            f"{name}: answers {_question(other)}, the first checkpoint {_question(space)}; an ensemble needs networks "
+            "that were trained for the same"
+        )
     wanted, there = keyed(space), {key: place for place, key in enumerate(keyed(other))}
     strange = sorted(set(wanted) ^ set(there))
-    if strange or space.multi_label != other.multi_label:
-        first = f", the first: {strange[0][1]!r}" if strange else ""
+    if strange:
         raise ValueError(
             f"{name}: its classes are not those of the first checkpoint: {len(strange)} are in only one of the two "
-            f"lists{first}; an ensemble needs the same classes, in whatever order"
+            f"lists, the first: {strange[0][1]!r}; an ensemble needs the same classes, in whatever order"
         )
     return np.array([there[key] for key in wanted])
+
+
+def _question(space: LabelSpace) -> str:
+    if space.multi_label:
+        return "with a set of labels"
+    if len(space.heads) > 1:
+        return f"with a class of each head ({', '.join(head.name for head in space.heads)})"
+    return "with one class"

@@ -48,6 +48,8 @@ class Evaluation:
     unreadable: tuple[Failure, ...]
     short: tuple[str, ...] = field(default=())
     """Videos with fewer frames than the network takes, of which frames repeat."""
+    segments: tuple[tuple[float | None, float | None], ...] = field(default=())
+    """Start and end of each in seconds, None where it begins or ends with the video; empty where none has any."""
 
     def to_dict(self, space: LabelSpace) -> dict[str, Any]:
         """For JSON: figures, counts, and each video's label and scores, which are in the order of ``classes``.
@@ -55,6 +57,10 @@ class Evaluation:
         Of several heads ``labels`` has a name for each; of label sets, those that hold.
         """
         named = [space.names(label) for label in self.labels]
+        segments = [
+            {key: value for key, value in zip(("start", "end"), limits, strict=True) if value is not None}
+            for limits in self.segments or [(None, None)] * len(self.names)
+        ]
         return {
             "videos": {
                 "scored": len(self.names),
@@ -67,12 +73,20 @@ class Evaluation:
             "scores": [
                 {
                     "video": name,
+                    **segment,
                     **({"label": names[0]} if space.single else {"labels": list(names)}),
                     "scores": [round(float(value), 6) for value in row],
                 }
-                for name, names, row in zip(self.names, named, self.scores, strict=True)
+                for name, segment, names, row in zip(self.names, segments, named, self.scores, strict=True)
             ],
         }
+
+
+def segments_of(manifest: Manifest, indices: NDArray[np.int64]) -> tuple[tuple[float | None, float | None], ...]:
+    """Start and end of some of a manifest's videos; empty where none is a segment of one."""
+    items = [manifest[int(index)] for index in indices]
+    limits = tuple((item.start, item.end) for item in items)
+    return limits if any(limit != (None, None) for limit in limits) else ()
 
 
 def class_scores(model: nn.Module, clips: Sequence[Tensor], normalise: nn.Module, *, precision: str) -> Tensor:
@@ -196,7 +210,7 @@ def evaluate_model(
     finally:
         model.train(was_training)
     if not logits:
-        some = "; ".join(f"{failure.path}: {failure.reason}" for failure in list(unreadable)[:3])
+        some = "; ".join(map(str, list(unreadable)[:3]))
         raise ValueError(f"{manifest.source}: none of {len(manifest)} videos could be read: {some}")
     chosen = torch.cat(indices).numpy()
     labels = manifest.labels[chosen]
@@ -204,6 +218,7 @@ def evaluate_model(
     by_clip, scores = score_views(torch.cat(logits).unflatten(0, (-1, views_per_video)), views, space)
     return Evaluation(
         names=tuple(manifest[int(index)].name for index in chosen),
+        segments=segments_of(manifest, chosen),
         indices=chosen,
         labels=labels,
         scores=scores.numpy(),

@@ -97,6 +97,9 @@ def evaluate(
         max_failed=max_failed,
         progress=progress,
     )
+    average = AVERAGES[views.average]
+    if manifest.multi_label:
+        average = average.replace("softmax", "sigmoid")
     record = {
         "command": command_line(),
         "checkpoint": {
@@ -114,7 +117,7 @@ def evaluate(
             "preset": _preset(protocol, views, trained.config.num_frames) if protocol else None,
             "num_frames": trained.config.num_frames,
             "views": dataclasses.asdict(views),
-            "average": AVERAGES[views.average].replace("softmax", "sigmoid" if manifest.multi_label else "softmax"),
+            "average": average,
             "precision": precision,
         },
         "device": device_name(device),

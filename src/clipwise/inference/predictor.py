@@ -163,10 +163,9 @@ class Predictor:
 
 
 def _best(scores: Tensor, classes: Sequence[str], top_k: int) -> tuple[tuple[str, float], ...]:
-    best = scores.topk(min(top_k, len(classes)))
-    return tuple(
-        (classes[index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    )
+    # Stable: of equal scores the first class goes before, as in the metrics.
+    best = scores.argsort(descending=True, stable=True)[:top_k].tolist()
+    return tuple((classes[index], scores[index].item()) for index in best)
 
 
 def _combined(tops: list[tuple[tuple[str, float], ...]], top_k: int) -> tuple[tuple[str, float], ...]:

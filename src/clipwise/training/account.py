@@ -229,5 +229,8 @@ def read_unreadable(folder: Path) -> dict[str, list[Failure]]:
     file = folder / _UNREADABLE
     if not file.is_file():
         return {}
-    named: dict[str, list[dict[str, str]]] = json.loads(file.read_text(encoding="utf-8"))
-    return {part: [Failure(**failure) for failure in failures] for part, failures in named.items()}
+    try:
+        named: dict[str, list[dict[str, Any]]] = json.loads(file.read_text(encoding="utf-8"))
+        return {part: [Failure(**failure) for failure in failures] for part, failures in named.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: damaged ({error!r}); delete it and resume again") from error

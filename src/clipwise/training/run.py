@@ -1,6 +1,7 @@
 """A training run: from configuration and manifest to a folder of weights, logs and the account of both."""
 
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -17,9 +18,17 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from clipwise.checkpoint import write_card, write_weights
-from clipwise.config import Config, TrainingConfig, load_config
+from clipwise.config import Config, TrainingConfig, load_config, override_reading
 from clipwise.data.dataset import DrawSampler, TrainingClips, collate
-from clipwise.data.failures import Failure, FailureAccount, OnError, deaths_explained
+from clipwise.data.decode import DecodeError
+from clipwise.data.failures import (
+    Failure,
+    FailureAccount,
+    OnError,
+    TooManyFailuresError,
+    deaths_explained,
+    reader_died,
+)
 from clipwise.data.manifest import Manifest
 from clipwise.data.prefetch import DevicePrefetcher
 from clipwise.data.workers import leave_signals_to_parent
@@ -152,24 +161,33 @@ def _held_out(manifest: Manifest, share: float, rng: np.random.Generator) -> NDA
 
     Of several heads the first one's classes count; of label sets it is a share of all videos.
     """
-    names = np.array([item.name for item in manifest])
-    held = np.zeros(len(manifest), bool)
+    _, files = np.unique([item.name for item in manifest], return_inverse=True)
+    held = np.zeros(files.max() + 1, bool)  # of each file
     strata = _strata(manifest)
     for label in np.unique(strata):
-        of_class = strata == label
-        files = np.unique(names[of_class])
-        if len(files) < 2:
+        of_class, segments = np.unique(files[strata == label], return_counts=True)
+        if len(of_class) < 2:
             what = "the data" if manifest.multi_label else f"class {manifest.heads[0].classes[label]!r}"
             raise ValueError(
                 f"{manifest.source}: {what} has one video, so none can be held out for "
                 "validation; add videos, or name the splits (a CSV's `split` column, or folders train/ and val/)"
             )
-        wanted = max(1, round(share * int(of_class.sum())))
-        for name in rng.permutation(files)[:-1]:  # one file at least stays for training
-            if (held & of_class).sum() >= wanted:
+        wanted = max(1, round(share * int(segments.sum())))
+        taken = int(segments[held[of_class]].sum())
+        for place in rng.permutation(len(of_class)):
+            left = ~held[of_class]
+            if taken >= wanted or left.sum() < 2:  # one file at least stays for training
                 break
-            held |= names == name
-    return held
+            if left[place]:
+                held[of_class[place]] = True
+                taken += int(segments[place])
+    for label in np.unique(strata):  # a file that several classes share may have been held out for another of them
+        if held[files[strata == label]].all():
+            raise ValueError(
+                f"{manifest.source}: all videos of class {manifest.heads[0].classes[label]!r} lie in files that other "
+                "classes' validation needs; name the splits, for which `clipwise data split` is there"
+            )
+    return held[files]
 
 
 def train(
@@ -195,7 +213,8 @@ def train(
             ``resume`` for the data that the run was begun with.
         output: the run's folder.
         recipe: a recipe's name or file, or a configuration; the defaults when None.
-        overrides: such as ``training.epochs=20``.
+        overrides: such as ``training.epochs=20``; with ``resume`` only ``data.on_error``, ``data.max_failed`` and
+            ``data.workers``.
         resume: continue the run in ``output`` as it was begun.
         overwrite: replace the run in ``output``; it is deleted once the new one has something to keep.
         reset_head: start a new head where ``model.weights`` has one of another number of classes.
@@ -203,19 +222,21 @@ def train(
 
     Raises:
         ValueError: for data, weights, settings or a folder that cannot be used; nothing is written then.
-        DecodeError: if a training video cannot be read.
+        DecodeError: if a video cannot be read and ``data.on_error`` is ``raise``; what was trained is saved.
+        TooManyFailuresError: if more than ``data.max_failed`` cannot be read; what was trained is saved.
+        ChildProcessError: if a process that reads videos dies; what was trained is saved.
         DivergedError: if loss or weights stop being finite; what was saved before stays.
         KeyboardInterrupt: for a second Ctrl-C; the first stops the run after its step, and it returns.
     """
     output = Path(output).resolve()
     _put_back(_aside(output), output)
     if resume:
-        if recipe is not None or overrides or overwrite or reset_head:
+        if recipe is not None or overwrite or reset_head:
             raise ValueError(
-                "a resumed run goes on as it was begun: leave out the recipe, overrides, overwriting and the new head"
+                "a resumed run goes on as it was begun: leave out the recipe, overwriting and the new head"
             )
         begun = RunAccount.read(output)
-        config = begun.config
+        config = override_reading(begun.config, overrides)
         data = data if data is not None else begun.data_source(output)
     else:
         begun = None
@@ -329,6 +350,10 @@ def _put_back(aside: Path, output: Path) -> None:
         aside.rename(output)
 
 
+_UNREAD = (DecodeError, TooManyFailuresError, ChildProcessError)
+"""What stops a run over its data; the network is sound then."""
+
+
 class _Run(pl.Callback):
     """What happens around Lightning's steps: validation, logs, weights, and stopping.
 
@@ -365,11 +390,11 @@ class _Run(pl.Callback):
             config.data.max_failed,
             len(train),
             remedy="training stops at a video that it cannot read: take it out (`clipwise data check` finds all such), "
-            "or let data.on_error=skip leave them out and name them",
+            "or leave such videos out and have them named: data.on_error=skip, also with --resume",
         )
         before = read_unreadable(output) if resumed else {}
         self.unreadable.add(before.get("training", ()))
-        self.unreadable_in_validation: dict[Failure, None] = dict.fromkeys(before.get("validation", ()))
+        self.unreadable_in_validation = {failure.video: failure for failure in before.get("validation", ())}
         self.task = ClassificationTask(
             model,
             train.label_space,
@@ -404,7 +429,7 @@ class _Run(pl.Callback):
             best=self.best,
             epochs=tuple(self.epochs),
             short_videos=tuple(self.train[index].name for index in sorted(self.task.short_videos)),
-            unreadable=(*self.unreadable, *self.unreadable_in_validation),
+            unreadable=(*self.unreadable, *self.unreadable_in_validation.values()),
         )
 
     def _fit(self) -> None:
@@ -442,7 +467,7 @@ class _Run(pl.Callback):
                 enable_model_summary=False,
                 use_distributed_sampler=False,
                 limit_val_batches=0,
-            ).fit(self.task, DevicePrefetcher(loader, torch.device("cuda")) if cuda else loader)
+            ).fit(self.task, DevicePrefetcher(loader, torch.device("cuda" if cuda else "cpu")))
         if self.board:
             self.board.close()
 
@@ -450,9 +475,10 @@ class _Run(pl.Callback):
         from clipwise.data.memory import hold_in_memory
 
         short_side = round(self.config.views.size / self.config.views.crop_ratio)
-        self.train = hold_in_memory(self.train, short_side=short_side)
+        workers = self.config.data.workers
+        self.train = hold_in_memory(self.train, short_side=short_side, workers=workers)
         if self.validation is not None:
-            self.validation = hold_in_memory(self.validation, short_side=short_side)
+            self.validation = hold_in_memory(self.validation, short_side=short_side, workers=workers)
 
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         # Not before: Lightning puts a handler of its own on SIGTERM, which would end the process in mid-step.
@@ -491,6 +517,12 @@ class _Run(pl.Callback):
         if self.stop:
             trainer.should_stop = True
 
+    def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
+        # The network is sound, and its last steps are worth keeping.
+        over_data = isinstance(exception, _UNREAD) or reader_died(exception)
+        if over_data and self.task.step > self.sampler.start:
+            self._save(trainer)
+
     def _begin_epoch(self, so_far: EpochSoFar) -> None:
         self.loss_sum, self.clips = so_far.loss, so_far.clips
         self.epoch_start = time.perf_counter() - so_far.seconds
@@ -498,9 +530,14 @@ class _Run(pl.Callback):
     def _end_epoch(self, trainer: pl.Trainer, rate: float, batch: dict[str, Any]) -> None:
         trained = time.perf_counter() - self.epoch_start
         self.task.check_sound(batch)
-        # Before the validation, which may stop the run at a video that it cannot read.
+        try:
+            evaluation = self._validate()
+        except _UNREAD:
+            # The epoch is trained; a run that resumes begins the next one.
+            write_weights(self.model, self.output / "last.safetensors")
+            self._begin_epoch(EpochSoFar())
+            raise
         write_weights(self.model, self.output / "last.safetensors")
-        evaluation = self._validate()
         figures = evaluation.video if evaluation else None
         numbers = dict(figures.figures) if figures else {}
         if figures:
@@ -512,7 +549,7 @@ class _Run(pl.Callback):
             epoch=self.task.step // self.sampler.steps_per_epoch,
             step=self.task.step,
             lr=rate,
-            loss=self.loss_sum / max(1, self.clips),
+            loss=self.loss_sum / self.clips if self.clips else math.nan,
             clips_per_second=self.clips / trained,
             top1=numbers.pop("top1", None),
             top5=numbers.pop("top5", None),
@@ -547,11 +584,11 @@ class _Run(pl.Callback):
             on_error=self.config.data.on_error,
             max_failed=self.config.data.max_failed,
         )
-        self.unreadable_in_validation |= dict.fromkeys(evaluation.unreadable)
+        self.unreadable_in_validation |= {failure.video: failure for failure in evaluation.unreadable}
         return evaluation
 
     def _save(self, trainer: pl.Trainer) -> None:
-        write_unreadable(self.output, self.unreadable, self.unreadable_in_validation)
+        write_unreadable(self.output, self.unreadable, self.unreadable_in_validation.values())
         so_far = EpochSoFar(self.loss_sum, self.clips, time.perf_counter() - self.epoch_start if self.clips else 0.0)
         save_state(self.output, self.model, trainer.optimizers[0], step=self.task.step, best=self.best, epoch=so_far)
 
