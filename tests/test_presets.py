@@ -236,6 +236,18 @@ def test_heads_are_found_by_name_too(videos: Path, tmp_path: Path, classes: tupl
     np.testing.assert_allclose(both.scores, (one.scores + other.scores[:, [2, 3, 4, 1, 0]]) / 2, atol=1e-6)
 
 
+def test_segments_too_short_for_any_member_are_counted_one_by_one(
+    videos: Path, tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    line = (videos / "manifest.csv").read_text().splitlines()[1]
+    path, label = line.split(",")[:2]
+    rows = [f"{videos / path},{label},{start},{start + 0.1:g},val" for start in (0, 0.1, 0.2)]
+    (tmp_path / "segments.csv").write_text("\n".join(["path,label,start,end,split", *rows]) + "\n")
+    (tmp_path / "classes.txt").write_text((videos / "classes.txt").read_text())
+    result = evaluate_ensemble(pair, tmp_path / "segments.csv", workers=0)
+    assert result.evaluation.short == result.members[1].evaluation.short == (str(videos / path),) * 3
+
+
 def test_what_is_no_ensemble_is_refused(
     videos: Path, tmp_path: Path, pair: tuple[Path, Path], classes: tuple[str, ...]
 ) -> None:
@@ -246,6 +258,14 @@ def test_what_is_no_ensemble_is_refused(
         ValueError, match="strange: its classes are not those of the first checkpoint: 2 are in only one"
     ):
         evaluate_ensemble([pair[0], strange], videos)
+    heads = LabelSpace((Head("verb", classes), Head("noun", ("cup",))))
+    both = checkpoint(tmp_path / "both", 4, heads)
+    expected = r"both: answers with a class of each head \(verb, noun\), the first checkpoint with one class"
+    with pytest.raises(ValueError, match=expected):
+        evaluate_ensemble([pair[0], both], videos)
+    several = checkpoint(tmp_path / "set", 4, LabelSpace((Head("label", classes),), multi_label=True))
+    with pytest.raises(ValueError, match="set: answers with a set of labels, the first checkpoint with one class"):
+        evaluate_ensemble([pair[0], several], videos)
     train, val = (evaluate(pair[0], videos, split=split, workers=0) for split in ("train", "val"))
     with pytest.raises(ValueError, match=r"a and b are to be tested on different videos .* --data"):
         combine([train, val], ["a", "b"])

@@ -587,6 +587,16 @@ def test_missing_videos_are_listed_and_nothing_else_is_written(tmp_path: Path) -
     assert not (tmp_path / "out/missing.txt").exists()
 
 
+def test_no_training_is_proposed_without_videos_for_it(tmp_path: Path) -> None:
+    ucf101(tmp_path / "set")
+    shutil.rmtree(tmp_path / "set/UCF-101/ApplyEyeMakeup")
+    arguments = ["data", "prepare", "ucf101", "--root", f"{tmp_path}/set", "--output", f"{tmp_path}/out"]
+    call = CliRunner().invoke(application(), [*arguments, "--allow-missing"])
+    assert call.exit_code == 0, call.output
+    assert "1 test; none to train on" in call.output
+    assert "clipwise train" not in call.output
+
+
 def test_where_no_video_is_found_the_layout_is_told(tmp_path: Path) -> None:
     ucf101(tmp_path / "set")
     (tmp_path / "empty").mkdir()
@@ -681,7 +691,14 @@ def test_damaged_epic_segments_are_named(tmp_path: Path, column: str, text: str,
 
 def test_wrong_names_and_options_are_told_what_there_is(tmp_path: Path) -> None:
     ssv2(tmp_path / "set")
-    for name, expected in (("SSV-2", "ssv2"), ("kinetics-400", "kinetics400"), ("ucf", "ucf101")):
+    for name, expected in (
+        ("SSV-2", "ssv2"),
+        ("kinetics-400", "kinetics400"),
+        ("ucf", "ucf101"),
+        ("epic", r"did you mean epic_kitchens55\?"),
+        ("kinetics", "did you mean kinetics400 or kinetics600 or kinetics700 or mini_kinetics"),
+        ("", "there is: ssv2, "),
+    ):
         with pytest.raises(ValueError, match=f"no public data set '{name}'.*{expected}"):
             prepare(name, tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="ssv2 has one official division only"):
@@ -692,6 +709,9 @@ def test_wrong_names_and_options_are_told_what_there_is(tmp_path: Path) -> None:
         prepare("ssv2", tmp_path / "videos", tmp_path / "out")
     with pytest.raises(ValueError, match="no such folder; --annotations is"):
         prepare("ssv2", tmp_path / "set", tmp_path / "out", annotations=tmp_path / "labels")
+    touch(tmp_path, "file")
+    with pytest.raises(ValueError, match="file: is a file; --output is the folder"):
+        prepare("ssv2", tmp_path / "set", tmp_path / "file")
 
 
 def test_a_manifest_that_is_there_is_kept(tmp_path: Path) -> None:

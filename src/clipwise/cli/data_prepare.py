@@ -60,7 +60,11 @@ def prepare(
     if result.missing:
         say(f"{counted(len(result.missing), 'video')} missing, left out: {output / 'missing.txt'}")
     rows = ", ".join(f"{count} {split}" for split, count in result.splits.items())
+    written = f"written: {result.manifest}: {rows}"
+    if "train" not in result.splits:
+        say(f"{written}; none to train on")
+        return
     command = f"clipwise train {shlex.quote(str(output))}"
     if "val" not in result.splits and "test" in result.splits:
         command += " --set data.validation_split=test"
-    say(f"written: {result.manifest}: {rows}; train on it with: {command}")
+    say(f"{written}; train on it with: {command}")

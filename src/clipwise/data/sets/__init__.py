@@ -77,7 +77,9 @@ def public_set(name: str) -> PublicSet:
     """The set called ``name``. Raises ValueError, with near names, if there is none."""
     if name not in SETS:
         plain = {key.replace("_", ""): key for key in SETS}
-        close = difflib.get_close_matches(name.lower().replace("-", "").replace("_", ""), plain, n=3)
+        asked = name.lower().replace("-", "").replace("_", "")
+        # A part of a name (epic, kinetics) is less like the whole than difflib asks for.
+        close = [key for key in plain if asked and asked in key] or difflib.get_close_matches(asked, plain, n=3)
         hint = f"did you mean {' or '.join(plain[key] for key in close)}?" if close else f"there is: {', '.join(SETS)}"
         raise ValueError(f"no public data set {name!r}; {hint}")
     return SETS[name]
@@ -123,6 +125,8 @@ def prepare(
     root, output = Path(os.path.abspath(root)), Path(os.path.abspath(output))
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; --root is the folder of the videos ({public.layout})")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: is a file; --output is the folder to write manifest.csv to")
     target = output / "manifest.csv"
     present = [name for name in (target.name, *map(_class_file, _HEADS)) if (output / name).exists()]
     if present and not overwrite:
