@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,3 +280,14 @@ def test_a_worker_that_dies_is_not_taken_for_an_output_that_cannot_be_written(
     assert "ChildProcessError: a worker process died" in ended.stderr
     assert "cannot be written" not in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+def test_no_result_of_an_evaluation_takes_the_place_of_another(
+    run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for more in ([], ["--set", "views.size=48"], ["--set", "views.average=logits"], []):
+        assert clipwise("evaluate", folder, videos, "--split", "val", *more, monkeypatch=monkeypatch) == 0
+    results = [json.loads(path.read_text()) for path in folder.glob("evaluation_*.json")]
+    assert len({json.dumps(result["protocol"], sort_keys=True) for result in results}) == len(results) == 3

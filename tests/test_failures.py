@@ -129,6 +129,15 @@ def test_a_run_stopped_by_a_validation_video_goes_on_without_it(videos: Path, tm
     assert names(result.unreadable) == {broken.name}
 
 
+def test_a_run_that_reads_nothing_learns_nothing_and_says_so(videos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "videos"
+    shutil.copytree(videos, data)
+    for item in Manifest.read(data, split="train"):
+        Path(item.path).write_bytes(b"")
+    with pytest.raises(TooManyFailuresError, match="none of the videos of this epoch could be read"):
+        clipwise.train(data, tmp_path / "run", overrides=[*SMALL, "data.on_error=skip", "data.max_failed=1"])
+
+
 def test_segments_of_one_file_count_each() -> None:
     account = FailureAccount("skip", 0.5, 4, remedy="")
     segments = [Failure("long.mp4", "cut short", start, start + 1) for start in (0.0, 1.0, 2.0)]

@@ -333,7 +333,7 @@ def override_reading(config: Config, overrides: Sequence[str]) -> Config:
                 f"a resumed run goes on as it was begun; only {', '.join(allowed)} can be set, got {override!r}"
             )
         _apply_override(values, override)
-    return config_from_mapping(values, source="the command line")
+    return config_from_mapping(values, source="the command line") if overrides else config
 
 
 def config_from_mapping(values: dict[str, Any], *, source: str) -> Config:

@@ -1,5 +1,6 @@
 """``clipwise evaluate``"""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -167,7 +168,19 @@ def _target(checkpoints: list[Path], record: dict[str, Any], weights: str) -> Pa
     condition = f"{views['sampling']}_{views['clips']}x{views['crops']}"
     if preset:
         condition = preset["name"] + (f"_{condition}" if preset["changed"] else "")
-    return folders[0] / f"evaluation{together}_{record['data']['split'] or 'all'}_{condition}_{weights}.json"
+    target = folders[0] / f"evaluation{together}_{record['data']['split'] or 'all'}_{condition}_{weights}.json"
+    tag = _tag(record)
+    try:
+        same = not target.exists() or _tag(json.loads(target.read_text(encoding="utf-8"))) == tag
+    except (ValueError, KeyError, TypeError):
+        same = False
+    return target if same else target.with_stem(f"{target.stem}_{tag}")
+
+
+def _tag(record: dict[str, Any]) -> str:
+    """Eight digits that differ where data, weights or protocol do."""
+    what = [record["data"], [[member["checkpoint"]["sha256"], member["protocol"]] for member in _members(record)]]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _check_output(output: Path) -> None:

@@ -137,6 +137,9 @@ class TrainingDisplay:
             f"{start.name}: {start.parameters / 1e6:.2f} M parameters; {start.training_videos} videos to train on, "
             f"{start.validation_videos} to validate on"
         )
+        if not start.validation_videos and start.other_splits:
+            there = ", ".join(start.other_splits)
+            say(f"no validation: the data has no such split; it has {there}, which data.validation_split=NAME takes")
         say(
             f"learning rate {config.effective_lr:g} at {config.batch_size} clips a step, "
             f"from {config.lr:g} at {config.reference_batch}"

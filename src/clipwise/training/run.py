@@ -1,7 +1,6 @@
 """A training run: from configuration and manifest to a folder of weights, logs and the account of both."""
 
 import logging
-import math
 import shutil
 import time
 import warnings
@@ -75,6 +74,8 @@ class RunStart:
     config: TrainingConfig
     training_videos: int
     validation_videos: int
+    other_splits: tuple[str, ...]
+    """Of the data, besides the one to train on."""
     ignored: tuple[str, ...]
     """What lies in the data's folder and is no video."""
     weights: LoadReport | None
@@ -257,6 +258,7 @@ def train(
         raise ValueError(
             f"{manifest.source}: its videos or their labels are not those that the run in {output} was begun with"
         )
+    others = tuple(split for split in manifest.splits if split != config.data.train_split)
     if not resume:
         _check_folder(output, overwrite=overwrite)
     settings = config.training
@@ -277,7 +279,7 @@ def train(
     if resume:
         resumed = load_state(output, model)
         sampler.start = resumed.step
-        return _Run(config, model, train, validation, sampler, output, reporter, resumed, None).go()
+        return _Run(config, model, train, validation, sampler, output, reporter, resumed, None, others).go()
     loaded = None
     if config.model.weights is not None:
         loaded = load_weights(
@@ -291,7 +293,7 @@ def train(
         named = None if recipe is None or isinstance(recipe, Config) else str(recipe)
         write_card(output, config.model, manifest.label_space, config.views)
         write_account(output, config, train, validation, named, loaded)
-        return _Run(config, model, train, validation, sampler, output, reporter, None, loaded).go()
+        return _Run(config, model, train, validation, sampler, output, reporter, None, loaded, others).go()
 
 
 def _check_folder(output: Path, *, overwrite: bool) -> None:
@@ -372,7 +374,9 @@ class _Run(pl.Callback):
         reporter: Reporter | None,
         resumed: Resumed | None,
         loaded: LoadReport | None,
+        other_splits: tuple[str, ...],
     ) -> None:
+        self.other_splits = other_splits
         self.config = config
         self.model = model
         self.train = train
@@ -413,6 +417,7 @@ class _Run(pl.Callback):
                     config=self.config.training,
                     training_videos=len(self.train),
                     validation_videos=len(self.validation) if self.validation else 0,
+                    other_splits=self.other_splits,
                     ignored=self.train.ignored,
                     weights=self.loaded,
                     steps=self.sampler.steps,
@@ -529,6 +534,9 @@ class _Run(pl.Callback):
 
     def _end_epoch(self, trainer: pl.Trainer, rate: float, batch: dict[str, Any]) -> None:
         trained = time.perf_counter() - self.epoch_start
+        if not self.clips:
+            some = "; ".join(map(str, list(self.unreadable)[:3]))
+            raise TooManyFailuresError(f"none of the videos of this epoch could be read, so nothing was learnt: {some}")
         self.task.check_sound(batch)
         try:
             evaluation = self._validate()
@@ -549,7 +557,7 @@ class _Run(pl.Callback):
             epoch=self.task.step // self.sampler.steps_per_epoch,
             step=self.task.step,
             lr=rate,
-            loss=self.loss_sum / self.clips if self.clips else math.nan,
+            loss=self.loss_sum / self.clips,
             clips_per_second=self.clips / trained,
             top1=numbers.pop("top1", None),
             top5=numbers.pop("top5", None),
