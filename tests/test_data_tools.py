@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -337,6 +338,27 @@ def test_kinds_that_are_allowed_do_not_count(odd: Path, monkeypatch: pytest.Monk
     assert clipwise("data", "check", odd, "--workers", "2", *allowed[:-2], monkeypatch=monkeypatch) == 1
 
 
+def test_findings_of_several_videos_are_told_apart_and_counted_alike(
+    odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torn.mp4").write_bytes(b"")
+    rows: list[dict[str, object]] = [
+        {"path": "torn.mp4", "label": "a", "start": n, "end": n + 1, "split": "train"} for n in range(5)
+    ]
+    for row in rows_of(odd):
+        if row["path"] in ("twice1.mp4", "other_split.mp4"):
+            rows.append({**row, "path": odd.parent / row["path"], "start": "", "end": ""})
+    source, output = write(tmp_path / "m.csv", rows), tmp_path / "r.json"
+    assert clipwise("data", "check", source, "-o", output, "--workers", "1", monkeypatch=monkeypatch) == 1
+    out = capsys.readouterr().out
+    found = json.loads(output.read_text())
+    assert found["counts"] == {"empty": 5, "across_splits": 2}
+    for kind, number in found["counts"].items():  # the table says the same
+        assert re.search(rf"^│ *{kind} .*│ *{number} *│", out, re.MULTILINE)
+    assert "torn.mp4 [0–1 s], torn.mp4 [1–2 s], torn.mp4 [2–3 s] and 2 more: " in out
+    assert "twice1.mp4 = " in out
+
+
 def test_a_class_whose_videos_are_all_unusable_stays_in_the_list(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", pictures())
     (tmp_path / "b.mp4").write_bytes(b"")
@@ -605,6 +627,81 @@ def test_what_cannot_be_divided_is_refused_with_the_remedy(tmp_path: Path) -> No
         divide(table, group_by=r"(\d+)\.mp4")
 
 
+def long_tailed(persons: int, videos: int, classes: dict[str, tuple[int, float]]) -> list[dict[str, object]]:
+    """Videos of persons, some of whom filmed more than others; class k of a head occurs in proportion to k^-steepness,
+    and every person shows something that no other does."""
+    rng = np.random.default_rng(0)
+
+    def drawn(number: int, steepness: float) -> list[int]:
+        weights = np.arange(1, number + 1) ** -steepness
+        return rng.choice(number, videos, p=weights / weights.sum()).tolist()
+
+    of_person = drawn(persons, 0.6)
+    columns = {f"label:{head}": drawn(*how) for head, how in classes.items()}
+    rows: list[dict[str, object]] = []
+    for row, person in enumerate(of_person):
+        cells = {column: f"{column[6:]}{of[row]}" for column, of in columns.items()}
+        rows.append({"path": f"P{person}_{row}.mp4", **cells, "person": f"P{person}"})
+    for person in range(persons):
+        rows.append({**rows[of_person.index(person)], "path": f"P{person}.mp4", "label:noun": f"only P{person}"})
+    return rows
+
+
+@pytest.mark.parametrize("test", [0.0, 0.15])
+def test_a_long_tail_is_divided_with_the_fewest_classes_missing(
+    tmp_path: Path, test: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("clipwise.data.split._STARTS", 3)  # three are good enough to beat chance
+    source = write(tmp_path / "m.csv", long_tailed(24, 1500, {"verb": (50, 1.5), "noun": (120, 1.2)}))
+    table = Table.read(source, what_for="split")
+    with pytest.raises(ValueError, match="--rare-to-train"):
+        divide(table, group_by="person")
+    division = divide(table, val=0.2, test=test, group_by="person", rare_to_train=True)
+    persons = set(zip(table.column("person"), division.of_row, strict=True))
+    assert len(persons) == 24
+    for split, share in zip(division.splits, division.wanted, strict=True):
+        assert division.of_row.count(split) == pytest.approx(share * len(table), rel=0.3)
+    lacking = {
+        name: tuple(split for split, count in zip(division.splits, counts, strict=True) if not count)
+        for name, counts in division.counts.items()
+        if not all(counts)
+    }
+    assert division.missing == {name: of for name, of in lacking.items() if name not in division.rare}
+    assert all("train" not in lacking[name] for name in division.rare)
+    assert len(division.rare) >= 15
+    # Dealt out anyhow, within the same sizes, more are missing.
+    here = sum(map(len, lacking.values()))
+    rng, groups = random.Random(0), sorted(set(table.column("person")))
+    videos, places = Counter(table.column("person")), {name: place for place, name in enumerate(division.counts)}
+    showing = np.zeros((len(groups), len(places)), int)
+    for person, names in zip(table.column("person"), table.classes, strict=True):
+        showing[groups.index(person), [places[name] for name in names]] += 1
+    tried = []
+    while len(tried) < 200:
+        of = np.array(rng.choices(range(len(division.splits)), division.wanted, k=len(groups)))
+        sizes = [sum(videos[group] for group, at in zip(groups, of, strict=True) if at == s) for s in set(of.tolist())]
+        if len(sizes) == len(division.splits) and all(
+            abs(size / len(table) - share) <= 0.25 * share for size, share in zip(sizes, division.wanted, strict=True)
+        ):
+            tried.append(sum(int((showing[of == s].sum(0) == 0).sum()) for s in range(len(division.splits))))
+    assert here < min(tried)
+
+    options = ("--group-by", "person", "--rare-to-train", "--no-duplicates-check", "--test", str(test))
+    assert clipwise("data", "split", source, tmp_path / "out.csv", *options, monkeypatch=monkeypatch) == 0
+    err = capsys.readouterr().err
+    for split in division.splits:
+        names = [name for name, of in division.missing.items() if split in of]
+        if names:
+            assert f"warning: {len(names)} of {len(division.counts)} classes" in err
+            assert f"no videos in {split}, since groups stay whole: {', '.join(names)}\n" in err
+
+
+def test_more_splits_than_groups_are_refused(tmp_path: Path) -> None:
+    table = listed(tmp_path / "m.csv", [(f"{n}.mp4", "a", "p") for n in range(9)])
+    with pytest.raises(ValueError, match=r"1 group cannot be divided into train and val; group by something finer"):
+        divide(table, group_by="person", rare_to_train=True)
+
+
 def test_where_groups_forbid_a_share_it_says_so(tmp_path: Path) -> None:
     rows = [(f"{person}{n}.mp4", "a", person) for person in "xy" for n in range(10)]
     division = divide(listed(tmp_path / "m.csv", rows), val=0.2, group_by="person")
@@ -637,7 +734,9 @@ def test_copies_on_both_sides_are_listed_and_other_videos_are_not(
 
     source, output = str(tmp_path / "m.csv"), tmp_path / "out.csv"
     assert clipwise("data", "split", source, output, "--workers", "2", monkeypatch=monkeypatch) == 1
-    assert "--resplit" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "is divided already (train, val); --resplit divides it anew" in err
+    assert "test" not in err.partition("m.csv")[2]
     for seed in range(9):  # until the copy falls on the other side
         options = ("--resplit", "--overwrite", "--workers", "2", "--val", "0.4", "--seed", str(seed))
         division = divide(table, val=0.4, seed=seed).of_row
@@ -747,6 +846,40 @@ def test_stats_name_what_cannot_be_read_and_count_no_class_twice(broken: Path, t
     assert "broken" not in (tmp_path / "s.svg").read_text()[:100]
 
 
+def test_long_class_lists_are_counted_by_head_without_rows_of_nothing(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Manifest.read(videos)
+    rows: list[dict[str, object]] = [
+        {"path": item.path, "label:verb": f"v{n % 3}", "label:noun": f"n{n % 2}", "split": item.split}
+        for n, item in enumerate(manifest)
+    ]
+    source, picture, numbers = write(tmp_path / "m.csv", rows), tmp_path / "s.svg", tmp_path / "s.json"
+    (tmp_path / "classes.verb.txt").write_text("".join(f"v{n}\n" for n in range(173)))
+    command = ("data", "stats", source, "--picture", picture, "--output", numbers, "--workers", "2")
+    assert clipwise(*command, monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "170 classes have no videos" in out
+    assert not [name for name in (f"v{n}" for n in range(3, 173)) if f" {name} " in out]
+    assert out.count("largest : smallest") == 2
+    found = json.loads(numbers.read_text())
+    assert (len(found["classes"]), found["classes"]["verb:v172"]) == (175, {"train": 0, "val": 0})
+    assert found["imbalance"]["verb"]["all"] is None
+    assert found["imbalance"]["noun"]["all"] == pytest.approx(1, abs=0.2)
+    assert picture.read_text().count('id="axes_') == 5  # two heads; lengths, sizes, rates
+
+
+def test_ticks_are_whole_numbers_up_to_the_largest() -> None:
+    from clipwise.data.stats import _ticks
+
+    for most in (1, 2, 3, 7, 9, 30, 199, 200, 1234):
+        ticks = _ticks(most, 5)
+        assert ticks[0] == 0
+        assert ticks[-1] == most
+        assert ticks == sorted(set(ticks))
+        assert 2 <= len(ticks) <= 7
+
+
 @pytest.mark.parametrize("verb", ["split", "check", "stats"])
 def test_help_shows_an_example(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert clipwise("data", verb, "--help", monkeypatch=monkeypatch) == 0
@@ -768,4 +901,5 @@ def test_copies_among_real_videos_are_found(shared: Path, tmp_path: Path) -> Non
         shutil.copy(source.parent / row["path"], folder)
         row["path"] = Path(row["path"]).name
     report = check(Table.read(write(folder / "m.csv", rows), what_for="check"), workers=2)
-    assert report.counts == {"across_splits": 3}
+    assert sum(finding.kind == "across_splits" for finding in report.findings) == len(report.findings) == 3
+    assert report.counts == {"across_splits": len({row for finding in report.findings for row in finding.rows})}

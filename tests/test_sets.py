@@ -337,7 +337,7 @@ def test_epic_has_the_official_classes(shared: Path, tmp_path: Path) -> None:
         shutil.copy(path, tmp_path / path.name.replace(".head", ""))
     touch(tmp_path, "P01_01.MP4")
     result = prepare("epic_kitchens55", tmp_path, tmp_path / "out", label="both", allow_missing=True)
-    assert not [note for note in result.notes if "classes" in note]
+    assert not [note for note in result.notes if "classes in the annotation files" in note]
     verbs, nouns = Manifest.read(tmp_path / "out").heads
     assert (len(verbs.classes), verbs.classes[:4]) == (125, ("take", "put", "open", "close"))
     assert (len(nouns.classes), nouns.classes[:3]) == (352, ("Nothing", "pan", "pan:dust"))
@@ -510,6 +510,9 @@ def test_epic_segments_by_one_kind_of_label(tmp_path: Path, label: str, index: i
     result = prepare("epic_kitchens55", tmp_path / "set", tmp_path / "out", label=label)
     manifest = Manifest.read(tmp_path / "out")
     assert manifest.classes == (("close", "take", "open"), ("pan", "door", "Nothing"))[index]
+    assert [head.name for head in manifest.heads] == [label]
+    without = ("1 of 3 classes has no training videos: take", "2 of 3 classes have no training videos: pan, Nothing")
+    assert f"{label}: {without[index]}" in result.notes
     assert [manifest.names_of(i)[0] for i in range(3)] == (["open", "close", "take"], ["door", "door", "pan"])[index]
     # Two labels of one segment are both kept.
     assert [(item.start, item.end) for item in manifest] == [(0.14, 0.37), (0.14, 0.371), (3723.5, 3724.0)]
@@ -529,9 +532,26 @@ def test_epic_by_both_kinds(tmp_path: Path) -> None:
     ]
     assert manifest.labels.tolist() == [[2, 1], [0, 1], [1, 0]]
     prepare("epic_kitchens55", tmp_path / "set", tmp_path / "out", label="verb", overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.txt", "manifest.csv"]
-    with pytest.raises(ValueError, match="choose --label verb or noun or both"):
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.verb.txt", "manifest.csv"]
+    with pytest.raises(ValueError, match="choose --label verb, noun or both"):
         prepare("epic_kitchens55", tmp_path / "set", tmp_path / "b")
+
+
+def test_networks_of_one_and_of_both_kinds_are_tested_on_each_others_manifests(tmp_path: Path, videos: Path) -> None:
+    sources = sorted(videos.rglob("*.mp4"))[:4]
+    epic(tmp_path / "set", sources[0])
+    shutil.copy(sources[1], tmp_path / "set/P26/videos/P26_03.MP4")
+    listing = tmp_path / "set/EPIC_train_action_labels.csv"
+    listing.write_text(listing.read_text().replace("01:02:03.50,01:02:04", "00:00:00.10,00:00:00.40"))
+    for label in ("verb", "both"):
+        prepare("epic_kitchens55", tmp_path / "set", tmp_path / label, label=label)
+    small = [*SMALL, "training.batch_size=2", "training.reference_batch=2"]
+    clipwise.train(tmp_path / "verb", tmp_path / "run", overrides=small)
+    network = clipwise.load(tmp_path / "run")
+    assert network.classes == ("close", "take", "open")
+    for label in ("verb", "both"):
+        result = clipwise.evaluate(tmp_path / "run", tmp_path / label, split="val")
+        assert (result.classes, result.manifest.labels.tolist()) == (network.classes, [1])
 
 
 def test_epic_segments_open_at_their_times(tmp_path: Path, videos: Path) -> None:
@@ -597,12 +617,37 @@ def test_no_training_is_proposed_without_videos_for_it(tmp_path: Path) -> None:
     assert "clipwise train" not in call.output
 
 
-def test_where_no_video_is_found_the_layout_is_told(tmp_path: Path) -> None:
+def test_where_no_video_is_found_the_layout_is_told_and_what_is_there(tmp_path: Path) -> None:
     ucf101(tmp_path / "set")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingVideos, match=r"2 of 2 videos.*\n.*\n.*\nexpected below it: <class>/v_<class>_g01_c01"):
-        prepare("ucf101", tmp_path / "empty", tmp_path / "out", annotations=tmp_path / "set", allow_missing=True)
-    assert not (tmp_path / "out/manifest.csv").exists()
+    (tmp_path / "other").mkdir()
+    layout = r"2 of 2 videos.*\n.*\n.*\nexpected below it: <class>/v_<class>_g01_c01.*\n"
+    for count, there in (
+        (0, "no video lies below it$"),
+        (1, "1 video lies below it, such as a/101.mp4$"),
+        (32, r"32 videos lie below it, such as a/\d+.mp4$"),
+    ):
+        touch(tmp_path / "other", *(f"a/{101 + n}.mp4" for n in range(count)))
+        with pytest.raises(MissingVideos, match=layout + there):
+            prepare("ucf101", tmp_path / "other", tmp_path / "out", annotations=tmp_path / "set", allow_missing=True)
+        assert not (tmp_path / "out/manifest.csv").exists()
+
+
+def test_classes_without_training_videos_are_counted_for_each_head(tmp_path: Path) -> None:
+    kinetics(tmp_path / "set")
+    result = prepare("mini_kinetics", tmp_path / "set", tmp_path / "mini", allow_missing=True)
+    (note,) = [note for note in result.notes if "training" in note]
+    trained = {"yoga", "massaging person's head"} & set(class_list("mini_kinetics"))
+    first = [name for name in class_list("mini_kinetics") if name not in trained][:3]
+    assert note == f"{200 - len(trained)} of 200 classes have no training videos, such as {', '.join(first)}"
+    epic(tmp_path / "epic")
+    assert [
+        note
+        for note in prepare("epic_kitchens55", tmp_path / "epic", tmp_path / "both", label="both").notes
+        if "training" in note
+    ] == [
+        "verb: 1 of 3 classes has no training videos: take",
+        "noun: 2 of 3 classes have no training videos: pan, Nothing",
+    ]
 
 
 def test_missing_annotation_files_are_all_named_with_where_they_are_had(tmp_path: Path) -> None:

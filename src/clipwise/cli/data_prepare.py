@@ -17,7 +17,7 @@ _NAMES = ", ".join(f"{name} (*unverified*)" if public.unverified else name for n
 def prepare(
     name: Annotated[str, typer.Argument(help=f"{_NAMES}. *Unverified*: the format has not been seen at its origin.")],
     root: Annotated[Path, typer.Option(help="The folder below which the videos or frame folders lie.")],
-    output: Annotated[Path, typer.Option(help="The folder to write manifest.csv and classes.txt to.")],
+    output: Annotated[Path, typer.Option(help="The folder to write manifest.csv and the class lists to.")],
     annotations: Annotated[
         Path | None, typer.Option(help="The folder of the official annotation files; the root if left out.")
     ] = None,

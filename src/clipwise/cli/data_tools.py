@@ -42,7 +42,11 @@ def split(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     rare_to_train: Annotated[
-        bool, typer.Option("--rare-to-train", help="Keep classes that too few groups show in train, not refuse them.")
+        bool,
+        typer.Option(
+            "--rare-to-train",
+            help="Keep classes that too few groups show in train, not refuse them; leave out as few as can be.",
+        ),
     ] = False,
     resplit: Annotated[bool, typer.Option("--resplit", help="Divide anew what is divided already.")] = False,
     no_duplicates_check: Annotated[
@@ -68,7 +72,7 @@ def split(
     if table.manifest.splits and not resplit:
         raise ValueError(
             f"{table.manifest.source}: is divided already ({', '.join(table.manifest.splits)}); --resplit divides it "
-            "anew, which mixes its test videos with the others"
+            "anew, whatever split a video was in"
         )
     _name_ignored(table)
     division = divide(table, val=val, test=test, group_by=group_by, seed=seed, rare_to_train=rare_to_train)
@@ -83,6 +87,14 @@ def split(
     _print_division(division)
     if division.rare:
         say(f"in train alone, since too few groups show them: {', '.join(division.rare)}")
+    for name in division.splits:
+        lacking = [one for one, without in division.missing.items() if name in without]
+        if lacking:
+            say(
+                f"warning: {len(lacking)} of {counted(len(division.counts), 'class', 'classes')} "
+                f"{'has' if len(lacking) == 1 else 'have'} no videos in {name}, since groups stay whole: "
+                f"{', '.join(lacking)}"
+            )
     if division.uneven:
         say(f"{counted(len(division.uneven), 'class', 'classes')} off the wanted share, since groups stay whole:")
         for name, reason in _few(list(division.uneven.items())):
@@ -112,7 +124,7 @@ def _print_division(division: "Division") -> None:
         shown.add_column(f"{name} ({share:.0%})", justify="right", no_wrap=True)
     rows = list(division.counts.items())
     # Where there are many classes, those that are the furthest off say most.
-    rows.sort(key=lambda row: row[0] not in division.uneven)
+    rows.sort(key=lambda row: (row[0] not in division.missing, row[0] not in division.uneven))
     for name, counts in rows[:30]:
         shown.add_row(_plain(name), *(f"{count}  {count / sum(counts):4.0%}" for count in counts))
     if len(rows) > 30:
@@ -209,21 +221,25 @@ def check(
 
 
 def _print_findings(report: "CheckReport") -> None:
-    from clipwise.data.check import KINDS, UNUSABLE
+    from clipwise.data.check import KINDS, SAME, UNUSABLE
 
     if not report.findings:
         return
     shown = TerminalTable("found", "meaning", pad_edge=False)
     shown.add_column("videos", justify="right", no_wrap=True)
     shown.add_column("", no_wrap=True)
-    of_kind = {kind: [finding for finding in report.findings if finding.kind == kind] for kind in report.counts}
-    for kind, findings in of_kind.items():
-        number = len({row for finding in findings for row in finding.rows})
+    counts = report.counts
+    of_kind = {kind: [finding for finding in report.findings if finding.kind == kind] for kind in counts}
+    for kind, number in counts.items():
         shown.add_row(kind, KINDS[kind], str(number), "unusable" if kind in UNUSABLE else "")
     console = Console()
     console.print(shown)
     for kind, findings in of_kind.items():
-        lines = [f"{' = '.join(finding.names[:3])}: {finding.reason}" for finding in findings[:_FIRST]]
+        lines = []
+        for finding in findings[:_FIRST]:
+            names = (" = " if kind in SAME else ", ").join(finding.names[:3])
+            others = f" and {len(finding.names) - 3} more" if len(finding.names) > 3 else ""
+            lines.append(f"{names}{others}: {finding.reason}")
         if len(findings) > _FIRST:
             lines.append(f"and {len(findings) - _FIRST} more")
         console.print(_plain("\n  ".join([f"{kind}:", *lines])), soft_wrap=True)
@@ -270,22 +286,27 @@ def stats(
 def _print_stats(found: "Stats") -> None:
     console = Console()
     splits = list(found.splits)
-    shown = TerminalTable("class", pad_edge=False)
-    for name in splits:
-        shown.add_column(name or "videos", justify="right", no_wrap=True)
-    ranked = sorted(found.classes.items(), key=lambda entry: (-sum(entry[1].values()), entry[0]))
     half = 15  # where there are many, the largest and the smallest say most
-    for place, (name, counts) in enumerate(ranked):
-        if len(ranked) > 2 * half and half <= place < len(ranked) - half:
-            if place == half:
-                shown.add_row(f"… {len(ranked) - 2 * half} more …")
-            continue
-        shown.add_row(_plain(name), *(str(counts[split]) for split in splits))
-    shown.add_section()
-    shown.add_row("videos", *(str(found.splits[split]) for split in splits))
-    ratios = [found.imbalance(split) for split in splits]
-    shown.add_row("largest : smallest", *("–" if ratio is None else f"{ratio:.3g}" for ratio in ratios))
-    console.print(shown)
+    for head in found.heads:
+        shown = TerminalTable("class" if len(found.heads) == 1 else head, pad_edge=False)
+        for name in splits:
+            shown.add_column(name or "videos", justify="right", no_wrap=True)
+        ranked = found.ranked(head)
+        for place, (name, counts) in enumerate(ranked):
+            if len(ranked) > 2 * half and half <= place < len(ranked) - half:
+                if place == half:
+                    shown.add_row(f"… {len(ranked) - 2 * half} more …")
+                continue
+            shown.add_row(_plain(name), *(str(counts[split]) for split in splits))
+        shown.add_section()
+        empty = found.empty(head)
+        if empty:
+            shown.add_row(f"{counted(empty, 'class', 'classes')} {'has' if empty == 1 else 'have'} no videos")
+            shown.add_section()
+        shown.add_row("videos", *(str(found.splits[split]) for split in splits))
+        ratios = [found.imbalance(split, head) for split in splits]
+        shown.add_row("largest : smallest", *("–" if ratio is None else f"{ratio:.3g}" for ratio in ratios))
+        console.print(shown)
     for what, values, digits in (("seconds", found.seconds, 1), ("frames", found.frames, 0)):
         if values:
             marks = (values[0], values[-1], values[len(values) // 2], sum(values))

@@ -31,7 +31,7 @@ from clipwise.data.isolation import Outcome, run_isolated
 from clipwise.data.table import Table
 from clipwise.files import written_whole
 
-__all__ = ["KINDS", "UNUSABLE", "CheckReport", "Finding", "check", "inspect", "inspect_all", "journal_of"]
+__all__ = ["KINDS", "SAME", "UNUSABLE", "CheckReport", "Finding", "check", "inspect", "inspect_all", "journal_of"]
 
 KINDS = {
     "missing": "no such file",
@@ -58,6 +58,9 @@ KINDS = {
 
 UNUSABLE = frozenset(list(KINDS)[: list(KINDS).index("short") + 1])
 """The kinds for which a video is left out of the cleaned manifest."""
+
+SAME = frozenset({"two_labels", "across_splits", "duplicate"})
+"""The kinds that concern several files with the same content; of others, a finding's rows are segments of one."""
 
 PORTION = 8  # frames decoded at the beginning, the middle and the end
 _ODD = 1.5  # times faster or slower than the median
@@ -111,8 +114,9 @@ class CheckReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many findings there are of each kind that occurs."""
-        counted = Counter(finding.kind for finding in self.findings)
+        """How many videos (rows) each kind concerns, of those kinds that occur."""
+        concerned = {(finding.kind, row) for finding in self.findings for row in finding.rows}
+        counted = Counter(kind for kind, _ in concerned)
         return {kind: counted[kind] for kind in KINDS if counted[kind]}
 
     @property

@@ -8,6 +8,10 @@ is small, where N_k videos show class k, n_sk of them are in split s, and w_s is
 count as one more class. A class missing from a split costs more than anything else. The largest pieces are dealt
 first, each to where it costs least, then single pieces are moved and pairs exchanged while that helps; of several
 starts, drawn by the seed, the best is kept. (Exact division is a knapsack problem in as many dimensions as classes.)
+
+Classes that fewer pieces show than there are splits cannot be in each. They are refused, or kept in train alone. Where
+that leaves a split too little, as with a long tail of classes of which every person shows some, the pieces are dealt
+out anew, so that as few classes as possible are missing anywhere while each split's size stays near its share.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Division", "Twin", "divide", "groups_of", "near_duplicates"]
 
 _MISSING = 1e9  # what a class missing from a split costs
+_EMPTY = 1e18  # what a split without videos costs
+_LEEWAY = 0.25  # of a split's wanted size, within which it may lie off that for the sake of classes that are missing
 _WORK = 3_000_000  # steps of the search over all starts
 _STARTS = 32
 
@@ -45,6 +51,7 @@ class Division:
     pieces: how many pieces could be dealt out. counts: class → videos in each split.
     uneven: class → why it is further from its share than single videos would allow, in words.
     rare: classes that are in train alone, since too few groups show them.
+    missing: other classes → the splits that have none of them; empty unless ``rare_to_train`` allowed for it.
     """
 
     splits: tuple[str, ...]
@@ -54,6 +61,7 @@ class Division:
     counts: dict[str, tuple[int, ...]]
     uneven: dict[str, str]
     rare: tuple[str, ...]
+    missing: dict[str, tuple[str, ...]]
 
 
 def groups_of(table: Table, group_by: str | None) -> list[str]:
@@ -109,10 +117,13 @@ def divide(
         val, test: shares, in [0, 1); a split with share 0 is not made.
         group_by: see :func:`groups_of`.
         seed: draws the order in which pieces are dealt out.
-        rare_to_train: put a class that fewer groups show than there are splits into train, instead of refusing.
+        rare_to_train: put a class that fewer groups show than there are splits into train, instead of refusing. Where
+            these classes would take so many groups to train that others are missing elsewhere, or a split is far from
+            its share, the division is taken in which the fewest classes are missing from a split.
 
-    Raises ValueError for shares that leave nothing for train, for a class that cannot be in every split because too
-    few groups show it, and where no division was found in which every class is in every split.
+    Raises ValueError for shares that leave nothing for train, for fewer groups than splits, and, without
+    ``rare_to_train``, for a class that cannot be in every split because too few groups show it, and where no division
+    was found in which every class is in every split.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and 0 < val + test < 1):
         raise ValueError(f"val and test are shares whose sum is above 0 and below 1, got {val:g} and {test:g}")
@@ -123,6 +134,13 @@ def divide(
     groups = groups_of(table, group_by)
     piece_of_row = _pieces(groups, table.files)
     pieces = max(piece_of_row) + 1
+    if pieces < len(splits):
+        from clipwise.cli.app import counted
+
+        raise ValueError(
+            f"{table.manifest.source}: {counted(pieces, 'group' if group_by else 'file')} cannot be divided into "
+            f"{_and(splits)}; group by something finer, ask for fewer splits, or add videos"
+        )
     showing: dict[str, Counter[int]] = defaultdict(Counter)  # class → piece → videos
     for piece, classes in zip(piece_of_row, table.classes, strict=True):
         for name in classes:
@@ -138,32 +156,43 @@ def divide(
             counts[piece].append((number, count))
     for piece, count in Counter(piece_of_row).items():
         counts[piece].append((len(names), count))  # all videos: one more class
-    costs = _Costs(
-        totals=[sum(showing[name].values()) for name in names] + [len(table)],
-        wanted=wanted,
-        kept_in_train=frozenset(number for number, name in enumerate(names) if name in rare),
-    )
-    where = _search(counts, costs, seed)
+    totals = [sum(showing[name].values()) for name in names] + [len(table)]
+    rare_numbers = frozenset(number for number, name in enumerate(names) if name in set(rare))
+    where = _search(counts, _Costs(totals, wanted, rare_numbers), seed)
+    if rare_to_train:
+        lenient = _Costs(totals, wanted, rare_numbers, lenient=True)
+        if lenient.total(_counts(counts, where, lenient)) >= _MISSING:
+            other = _search(counts, lenient, seed)
+            where = min(where, other, key=lambda split: lenient.total(_counts(counts, split, lenient)))
     of_row = tuple(splits[where[piece]] for piece in piece_of_row)
 
     in_split: dict[str, list[int]] = {name: [0] * len(splits) for name in names}
     for name in names:
         for piece, count in showing[name].items():
             in_split[name][where[piece]] += count
-    missing = [name for name in names if name not in rare and 0 in in_split[name]]
-    if missing:
+    rare = tuple(name for name in rare if not any(in_split[name][1:]))
+    missing = {
+        name: tuple(split for split, count in zip(splits, in_split[name], strict=True) if not count)
+        for name in names
+        if 0 in in_split[name] and name not in set(rare)
+    }
+    if missing and not rare_to_train:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        shown = f"{', '.join(list(missing)[:5])}{more}" if more else _and(list(missing))
         raise ValueError(
             f"{table.manifest.source}: no division was found in which every class is in {_and(splits)}: "
-            f"{_and(missing[:5])} would be missing from one; try another --seed, smaller groups or fewer splits, or "
-            "leave these classes out"
+            f"{shown} would be missing from one; try another --seed, smaller groups or fewer splits, leave these "
+            "classes out, or take the division in which the fewest are missing (--rare-to-train)"
         )
     uneven = {
         name: reason
         for name in names
-        if name not in rare and (reason := _unevenness(in_split[name], wanted, splits, showing[name]))
+        if name not in missing
+        and name not in set(rare)
+        and (reason := _unevenness(in_split[name], wanted, splits, showing[name]))
     }
     by_class = {name: tuple(in_split[name]) for name in names}
-    return Division(splits, wanted, of_row, pieces, by_class, uneven, rare)
+    return Division(splits, wanted, of_row, pieces, by_class, uneven, rare, missing)
 
 
 def _pieces(groups: Sequence[str], files: Sequence[str]) -> list[int]:
@@ -192,9 +221,11 @@ def _too_few(
     splits: Sequence[str],
     group_by: str | None,
 ) -> str:
+    from clipwise.cli.app import counted
+
     unit = "group" if group_by else "file"
     shown = [
-        f"{name!r} ({sum(showing[name].values())} videos in {len(showing[name])} {unit}{'s'[: len(showing[name]) - 1]})"
+        f"{name!r} ({counted(sum(showing[name].values()), 'video')} in {counted(len(showing[name]), unit)})"
         for name in rare[:5]
     ]
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
@@ -207,19 +238,38 @@ def _too_few(
 
 
 class _Costs:
-    """What it costs that ``n`` videos of a class are in a split."""
+    """What it costs that ``n`` videos of a class are in a split; the last class is all videos.
 
-    def __init__(self, totals: Sequence[int], wanted: Sequence[float], kept_in_train: frozenset[int]) -> None:
+    The rare classes stay in train at any price; ``lenient``: at the price of any class that a split lacks.
+    """
+
+    def __init__(
+        self, totals: Sequence[int], wanted: Sequence[float], rare: frozenset[int], lenient: bool = False
+    ) -> None:
         self.splits = len(wanted)
         self.classes = len(totals)
         self._targets = [[share * total for total in totals] for share in wanted]
-        self._kept = kept_in_train
+        self._rare = rare
+        self._lenient = lenient
 
     def __call__(self, split: int, number: int, count: int) -> float:
-        if number in self._kept:
-            return _MISSING * count if split else 0.0
         target = self._targets[split][number]
-        return (count - target) ** 2 / target + (0.0 if count else _MISSING)
+        if number == self.classes - 1:
+            cost = (count - target) ** 2 / target + (0.0 if count else _EMPTY)
+            if self._lenient:
+                # In the exchange, a split that is off by its whole size is worth all classes.
+                cost += _MISSING * self.classes * max(0.0, abs(count - target) / target - _LEEWAY)
+            return cost
+        if number in self._rare and not self._lenient:
+            return _MISSING * count if split else 0.0
+        if number in self._rare and split:
+            return 0.0
+        # Of two divisions with as many classes missing, that with more of them in train.
+        return (count - target) ** 2 / target + (0.0 if count else _MISSING * (1 if split else 1.001))
+
+    def total(self, counts: Sequence[Sequence[int]]) -> float:
+        """What a division costs: ``counts[split][class]``."""
+        return sum(self(s, k, counts[s][k]) for s in range(self.splits) for k in range(self.classes))
 
 
 def _search(pieces: Sequence[Sequence[tuple[int, int]]], costs: _Costs, seed: int) -> list[int]:
@@ -233,7 +283,7 @@ def _search(pieces: Sequence[Sequence[tuple[int, int]]], costs: _Costs, seed: in
     for start in range(starts):
         where = _deal(pieces, costs, random_order, with_pairs, vary=start > 0)
         counts = _counts(pieces, where, costs)
-        total = sum(costs(s, k, counts[s][k]) for s in range(costs.splits) for k in range(costs.classes))
+        total = costs.total(counts)
         if best is None or total < best[0] - 1e-9:
             best = total, where
     assert best is not None

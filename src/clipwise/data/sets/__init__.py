@@ -138,11 +138,11 @@ def prepare(
         raise ValueError(f"{', '.join(str(path) for paths in files.values() for path in paths)}: no rows for {name}")
     index = VideoIndex(root, progress and (lambda found: progress(found, len(read.rows))))
     found, missing, notes = _match(public, index, read)
-    notes = [*_counts(public, read), *read.notes, *notes]
+    notes = [*_counts(public, read), *read.notes, *notes, *_untrained(read, found)]
     if missing:
         _write_missing(output / "missing.txt", missing)
         if not allow_missing or not found:
-            raise MissingVideos(_missing_message(public, root, output, read, missing, bool(found)), missing)
+            raise MissingVideos(_missing_message(public, index, output, read, missing, bool(found)), missing)
     elif (output / "missing.txt").exists():
         (output / "missing.txt").unlink()
     _write(output, index, found, read.classes, fps or public.fps)
@@ -159,11 +159,11 @@ def _options(name: str, public: PublicSet, split: int | None, label: str | None)
     if public.numbered_splits:
         options["split"] = split or 1
     if label is not None and label not in public.heads:
-        there = f"--label {' or '.join(public.heads)}" if public.heads else "one kind of label only"
+        there = f"--label {_or(public.heads)}" if public.heads else "one kind of label only"
         raise ValueError(f"--label {label}: {name} has {there}")
     if public.heads:
         if label is None:
-            raise ValueError(f"{name} has several kinds of labels; choose --label {' or '.join(public.heads)}")
+            raise ValueError(f"{name} has several kinds of labels; choose --label {_or(public.heads)}")
         options["label"] = label
     return options
 
@@ -172,6 +172,8 @@ def _match(
     public: PublicSet, index: VideoIndex, read: Annotations
 ) -> tuple[list[tuple[Row, str]], tuple[str, ...], list[str]]:
     """Rows with their videos' paths, the names of videos that are not there, and notes."""
+    from clipwise.cli.app import counted
+
     found: list[tuple[Row, str]] = []
     absent: list[Row] = []
     taken: dict[tuple[str, float | None, float | None], Row] = {}
@@ -200,7 +202,7 @@ def _match(
     for split in sorted(public.optional_splits & {row.split for row in absent} - {row.split for row, _ in found}):
         count = sum(row.split == split for row in absent)
         absent = [row for row in absent if row.split != split]
-        notes.append(f"none of the {count} videos of split {split} is there: it is left out")
+        notes.append(f"none of the {counted(count, 'video')} of split {split} is there: it is left out")
     return found, tuple(dict.fromkeys(row.names[0] for row in absent)), notes
 
 
@@ -214,18 +216,37 @@ def _counts(public: PublicSet, read: Annotations) -> list[str]:
     return notes
 
 
+def _untrained(read: Annotations, found: Sequence[tuple[Row, str]]) -> list[str]:
+    """A note for each head of whose classes some have no video in train; none where there is no video in train."""
+    notes = []
+    for number, (head, names) in enumerate(read.classes.items()):
+        trained = {row.labels[number] for row, _ in found if row.split == "train"}
+        without = [name for name in names if name not in trained]
+        if trained and without:
+            which = "" if head == "label" else f"{head}: "
+            verb = "has" if len(without) == 1 else "have"
+            examples = f", such as {', '.join(without[:3])}" if len(without) > 3 else f": {', '.join(without)}"
+            notes.append(f"{which}{len(without)} of {len(names)} classes {verb} no training videos{examples}")
+    return notes
+
+
 def _missing_message(
-    public: PublicSet, root: Path, output: Path, read: Annotations, missing: Sequence[str], some: bool
+    public: PublicSet, index: VideoIndex, output: Path, read: Annotations, missing: Sequence[str], some: bool
 ) -> str:
+    from clipwise.cli.app import counted
+
     total = len({row.names[0] for row in read.rows})
     shown = "".join(f"\n  {name}" for name in missing[:5])
     more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
     if some:
         remedy = "--allow-missing writes the manifest without them"
     else:
-        remedy = f"expected below it: {public.layout}"
+        below = f"{counted(index.count, 'video')} {'lies' if index.count == 1 else 'lie'} below it"
+        there = f"{below}, such as {index.first}" if index.count else "no video lies below it"
+        remedy = f"expected below it: {public.layout}\n{there}"
     return (
-        f"{root}: {len(missing)} of {total} videos of {public.title} are missing (all names: "
+        f"{index.root}: {len(missing)} of {counted(total, 'video')} of {public.title} "
+        f"{'is' if len(missing) == 1 else 'are'} missing (all names: "
         f"{output / 'missing.txt'}):{shown}{more}\n{remedy}"
     )
 
@@ -273,6 +294,10 @@ def _write(
             (output / name).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"{output}: cannot be written ({error.strerror}); choose a folder you may write to") from error
+
+
+def _or(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _class_file(head: str) -> str:

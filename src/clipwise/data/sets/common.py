@@ -271,6 +271,11 @@ class VideoIndex:
         """Whether a path that ``find`` gave is a folder of frames."""
         return path in self._frame_folders
 
+    @property
+    def first(self) -> str | None:
+        """One of the paths, relative to the root: an example."""
+        return next((path for paths in self._paths.values() for path in paths), None)
+
     def _list(self, folder: str, relative: str) -> None:
         from clipwise.data.manifest import VIDEO_SUFFIXES  # imports NumPy, which `--help` need not wait for
 

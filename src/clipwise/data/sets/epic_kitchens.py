@@ -52,7 +52,8 @@ def read(files: Files, label: str) -> Annotations:
         folders = ("rgb|rgb_frames|videos", person)
         rows.append(Row((video,), labels, split, folders, start, round(end + again / 1000, 3), person))
     notes = (f"segments listed more than once, whose ends are set 1 ms apart: {repeated}",) if repeated else ()
-    return Annotations(rows, {"label" if len(heads) == 1 else head: names[head] for head in heads}, notes)
+    # The one kind of label keeps its name: a network trained on verbs is then tested on verbs, whatever else is listed.
+    return Annotations(rows, {head: names[head] for head in heads}, notes)
 
 
 def _classes(path: Path, head: str) -> tuple[str, ...]:
