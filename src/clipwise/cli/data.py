@@ -1,12 +1,16 @@
 """``clipwise data``: make and prepare data."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from clipwise.cli.app import app, counted, counting, say
+
+if TYPE_CHECKING:
+    from clipwise.data.pack import PackReport
 
 data = typer.Typer(help="Make and prepare data.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -52,9 +56,14 @@ def synthesize(
 @data.command()
 def pack(
     source: Annotated[Path, typer.Argument(help="A folder of class folders, or a manifest CSV.")],
-    output: Annotated[Path, typer.Argument(help="The *.pack file to write.")],
+    output: Annotated[Path, typer.Argument(help="The *.pack file to write, or the folder of shards.")],
     pixel_format: Annotated[
-        Literal["jpeg", "uint8"], typer.Option("--format", help="uint8 keeps every pixel; jpeg is a tenth of the size.")
+        Literal["jpeg", "uint8", "shards-jpeg", "shards-h264"],
+        typer.Option(
+            "--format",
+            help="uint8 keeps every pixel; jpeg is a tenth of the size. shards-jpeg and shards-h264 are tar files, for "
+            "large sets.",
+        ),
     ] = "jpeg",
     short_side: Annotated[int | None, typer.Option(min=16, help="Shrink to this; kept if left out.")] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.")] = 95,
@@ -63,13 +72,29 @@ def pack(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out videos that cannot be decoded, and name them.")
     ] = False,
+    shard_megabytes: Annotated[int, typer.Option("--shard-mb", min=1, help="Size of a shard.")] = 1024,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with shards that were begun.")] = False,
 ) -> None:
-    """Decode all videos once into one file, from which training needs no decoder.
+    """Decode all videos once into one file, or a folder of tar files, from which training needs no other decoder.
+
+    Shards that break off (a full disk, Ctrl-C) go on with --resume.
 
     Example: `clipwise data pack videos/ videos.pack --short-side 256`
     """
+    from functools import partial
+
     from clipwise.data.manifest import Manifest
-    from clipwise.data.pack import pack as write
+    from clipwise.data.pack import pack as write_pack
+    from clipwise.data.shards import write_shards
+
+    write: Callable[..., PackReport]
+    if pixel_format == "jpeg" or pixel_format == "uint8":
+        if resume:
+            raise ValueError(f"--resume is for shards; a pack of --format {pixel_format} is written in one go")
+        write = partial(write_pack, format=pixel_format)
+    else:
+        kind: Literal["jpeg", "h264"] = "jpeg" if pixel_format == "shards-jpeg" else "h264"
+        write = partial(write_shards, format=kind, shard_bytes=shard_megabytes * 10**6, resume=resume)
 
     manifest = Manifest.read(source)
     manifest.check_files()
@@ -79,7 +104,6 @@ def pack(
         report = write(
             manifest,
             output,
-            format=pixel_format,
             short_side=short_side,
             quality=quality,
             workers=workers,

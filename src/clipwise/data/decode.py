@@ -21,8 +21,8 @@ never silently wrong:
 * MPEG-TS and MPEG-PS are never entered in the middle;
 * intra-refresh H.264 marks keyframes that are none: what comes first after a jump must be an intra frame,
   or the file is decoded in order;
-* AVI stores no display times: with B-frames these are worked out where pictures tell their type (MPEG-4), else the
-  frames are counted as the decoder gives them;
+* AVI stores no display times, ASF those of decoding: with B-frames these are worked out where pictures tell their
+  type (MPEG-4), else the frames are counted as the decoder gives them; so they are in containers not known here;
 * edit lists hide frames that must be decoded but do not count; the frame count in a header is never believed
   unless an AVI's list of packets agrees with it and lies within the file.
 
@@ -62,6 +62,8 @@ _VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
 # Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by
 # commas).
 _SEEKABLE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
+# Containers that store each packet's display time, so that it is right where frames are reordered.
+_TIMED = _SEEKABLE - {"avi", "asf"} | {"mpegts", "mpeg", "nut", "ogg"}
 # Opening a file, FFmpeg decodes some of its frames, to learn how far they are reordered and the like; that can cost as
 # much as all that is wanted. In WebM nothing is (VP8, VP9, AV1), and mp4 tells by its header: let it read only that.
 _UNPROBED = {"codec_whitelist": "none", "probesize": "32"}
@@ -109,8 +111,21 @@ class Frames(Protocol):
     ) -> None: ...
 
 
+class Indices(Protocol):
+    """Packet indices made earlier, by the path of the video; see ``clipwise.data.index_cache``."""
+
+    def get(self, path: str) -> PacketIndex | None: ...
+
+    def put(self, path: str, index: PacketIndex) -> None: ...
+
+
 def open_frames(
-    source: Source, *, start: float | None = None, end: float | None = None, fps: float | None = None
+    source: Source,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    fps: float | None = None,
+    indices: Indices | None = None,
 ) -> Frames:
     """Open a video file, a video's bytes, a file object, a folder of JPEG frames, or an array (T, H, W, 3)
     uint8.
@@ -118,7 +133,8 @@ def open_frames(
     ``start`` and ``end`` (seconds from the first frame; ``end`` exclusive, and allowed to lie past the last
     frame) choose a segment: ``num_frames`` and the indices given to ``read`` then count from its first
     frame. ``fps`` states the frame rate of a folder or an array, and is needed there when ``start`` or
-    ``end`` is given; a video carries its own times and does not use it.
+    ``end`` is given; a video carries its own times and does not use it. ``indices`` spares the pass over the packets
+    of a video file that it knows.
 
     Raises DecodeError if the source cannot be read or the segment is empty, TypeError for any other kind of
     source.
@@ -127,7 +143,14 @@ def open_frames(
         return ArrayFrames(source, start=start, end=end, fps=fps)
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         return FrameFolder(source, start=start, end=end, fps=fps)
-    return VideoFile(source, start=start, end=end)
+    if indices is None or not isinstance(source, str | os.PathLike):
+        return VideoFile(source, start=start, end=end)
+    path = os.fsdecode(source)
+    known = indices.get(path)
+    video = VideoFile(path, start=start, end=end, index=known)
+    if known is None:
+        indices.put(path, video.index)
+    return video
 
 
 class _Closing:
@@ -392,8 +415,9 @@ class VideoFile(_Closing):
         """Tell from the packets, not decoding any (but for files whose frames can only be counted by decoding)."""
         codec, container, stream = self._codec.name, self._container.format.name, self._stream
         rate, time_base = stream.average_rate or stream.guessed_rate, stream.time_base or 1
-        # An AVI holds no display times: FFmpeg derives some, wrong where frames are reordered.
-        orderless = container == "avi" and self._codec.has_b_frames
+        names = set(container.split(","))
+        # An AVI holds no display times, ASF and MXF those of decoding: wrong where frames are reordered.
+        orderless = names.isdisjoint(_TIMED) and self._codec.has_b_frames
         vops = _VopReader(self._codec.extradata) if codec == "mpeg4" else None
         listed = self._listed_packets() if container == "avi" and not orderless else None
         times, keys, shown, places = listed or self._read_packets(vops)
@@ -415,11 +439,12 @@ class VideoFile(_Closing):
         # Does the file begin with a keyframe, shown first? Else the decoder drops what follows, nobody else
         # knows how much.
         whole = keys[:1] == [0] and pts[shown[0]] >= pts[0]
-        timed = ordered or (not orderless and None not in times and len(set(pts)) == len(pts))
+        known = not names.isdisjoint(_TIMED | _SEEKABLE)
+        timed = ordered or (known and not orderless and None not in times and len(set(pts)) == len(pts))
         reliable = bool(whole and timed)
         if not reliable:
             shown = []
-            if not (orderless and whole and vops is None):
+            if not (known and orderless and whole and vops is None):
                 num_frames = self._count_by_decoding()
         return PacketIndex(
             codec=codec,
