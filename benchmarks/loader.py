@@ -314,7 +314,7 @@ def goals(result: dict[str, Any]) -> dict[str, Any]:
                 group: {request: row[request][store]["times_originals"] for request in REQUESTS}
                 for group, row in result["stores"].items()
             }
-            for store in ("shards jpeg", "shards h264", "pack jpeg", "pack uint8")
+            for store in ("shards jpeg", "shards uint8", "shards h264", "pack jpeg", "pack uint8")
         },
     }
 
@@ -329,7 +329,7 @@ def stores(groups: dict[str, list[str]], folder: Path, rounds: int) -> dict[str,
     originals = Manifest.read(folder / "list.csv")
     manifests = {"originals": originals}
     sizes = {"originals": sum(os.path.getsize(path) for path, _ in rows)}
-    for format in ("jpeg", "h264"):
+    for format in ("jpeg", "uint8", "h264"):
         report = write_shards(originals, folder / f"shards-{format}", format=format, workers=1)
         manifests[f"shards {format}"], sizes[f"shards {format}"] = Manifest.read(report.path), report.bytes
     for kind in ("jpeg", "uint8"):

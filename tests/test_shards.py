@@ -94,6 +94,20 @@ def test_jpeg_shards_hold_what_a_jpeg_pack_holds(manifest: Manifest, tmp_path: P
     np.testing.assert_array_equal(whole(stored.select("val"), 1), whole(packed, 2))
 
 
+def test_raw_shards_hold_every_pixel(manifest: Manifest, tmp_path: Path) -> None:
+    write_shards(manifest, tmp_path / "s", format="uint8", shard_bytes=20_000, workers=0)
+    stored = Manifest.read(tmp_path / "s")
+    for index in range(len(manifest)):
+        np.testing.assert_array_equal(whole(stored, index), whole(manifest, index))
+    with tarfile.open(tmp_path / "s" / "shard-000000.tar") as tar:
+        frame = tar.extractfile("00000000.000000.rgb")
+        account = tar.extractfile("00000000.json")
+        assert frame is not None
+        assert account is not None
+        told = json.loads(account.read())
+        assert len(frame.read()) == told["height"] * told["width"] * 3
+
+
 def test_every_h264_frame_decodes_by_itself(manifest: Manifest, tmp_path: Path) -> None:
     write_shards(manifest, tmp_path / "s", format="h264", workers=0)
     stored = Manifest.read(tmp_path / "s")
@@ -191,7 +205,7 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("format", ["jpeg", "h264"])
+@pytest.mark.parametrize("format", ["jpeg", "uint8", "h264"])
 @pytest.mark.parametrize("after", [1, 3, 4, 6])
 def test_resumed_shards_are_those_of_one_go(manifest: Manifest, tmp_path: Path, format: Any, after: int) -> None:
     options: dict[str, Any] = {"format": format, "shard_bytes": 9000, "workers": 0}
@@ -318,7 +332,7 @@ def test_videos_left_out_harm_no_other(manifest: Manifest, tmp_path: Path, monke
     monkeypatch.setattr(packing, "_CHUNK_BYTES", 3 * 36 * 36 * 3)  # three frames of d a piece
     (tmp_path / "b" / "img_00001.jpg").write_bytes(b"no picture")
     (tmp_path / "d" / "img_00010.jpg").write_bytes(b"no picture")
-    for format, size in itertools.product(("jpeg", "h264"), (1, 9000, 10**9)):
+    for format, size in itertools.product(("jpeg", "uint8", "h264"), (1, 9000, 10**9)):
         folder = tmp_path / f"{format}{size}"
         report = write_shards(
             manifest,

@@ -11,6 +11,7 @@ from clipwise.cli.app import app, counted, counting, say
 
 if TYPE_CHECKING:
     from clipwise.data.pack import PackReport
+    from clipwise.data.shards import ShardFormat
 
 data = typer.Typer(help="Make and prepare data.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -58,11 +59,10 @@ def pack(
     source: Annotated[Path, typer.Argument(help="A folder of class folders, or a manifest CSV.")],
     output: Annotated[Path, typer.Argument(help="The *.pack file to write, or the folder of shards.")],
     pixel_format: Annotated[
-        Literal["jpeg", "uint8", "shards-jpeg", "shards-h264"],
+        Literal["jpeg", "uint8", "shards-jpeg", "shards-uint8", "shards-h264"],
         typer.Option(
             "--format",
-            help="uint8 keeps every pixel; jpeg is a tenth of the size. shards-jpeg and shards-h264 are tar files, for "
-            "large sets.",
+            help="uint8 keeps every pixel; jpeg is a tenth of the size. The shards are tar files, for large sets.",
         ),
     ] = "jpeg",
     short_side: Annotated[int | None, typer.Option(min=16, help="Shrink to this; kept if left out.")] = None,
@@ -93,8 +93,8 @@ def pack(
             raise ValueError(f"--resume is for shards; a pack of --format {pixel_format} is written in one go")
         write = partial(write_pack, format=pixel_format)
     else:
-        kind: Literal["jpeg", "h264"] = "jpeg" if pixel_format == "shards-jpeg" else "h264"
-        write = partial(write_shards, format=kind, shard_bytes=shard_megabytes * 10**6, resume=resume)
+        kinds: dict[str, ShardFormat] = {"shards-jpeg": "jpeg", "shards-uint8": "uint8", "shards-h264": "h264"}
+        write = partial(write_shards, format=kinds[pixel_format], shard_bytes=shard_megabytes * 10**6, resume=resume)
 
     manifest = Manifest.read(source)
     manifest.check_files()

@@ -3,6 +3,7 @@
 ``<folder>/shard-000000.tar`` … hold, video by video in the manifest's order, what WebDataset takes for one sample::
 
     00000012.000000.jpg …   its frames (``jpeg``), or
+    00000012.000000.rgb …   its frames' bytes, height × width × 3 (``uint8``), or
     00000012.h264           its frames as an H.264 stream, each a keyframe that needs no other (``h264``)
     00000012.json           path, label, split, segment, frames, height, width, fps
     00000012.cls            index of its class, where it has exactly one
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ _TENSORS: dict[str, np.dtype[Any]] = {
 _OPEN_FILES = 32  # shards that a process holds open
 _GAP = 2**16  # frames closer than this are fetched in one read
 
-ShardFormat = Literal["jpeg", "h264"]
+ShardFormat = Literal["jpeg", "uint8", "h264"]
 
 
 # Writing
@@ -85,8 +86,8 @@ def write_shards(
     ChildProcessError if a worker process dies. Whatever ends it, what is whole stays for ``resume``.
     """
     output = Path(os.path.abspath(output))
-    if format not in ("jpeg", "h264"):
-        raise ValueError(f"format of shards must be 'jpeg' or 'h264', got {format!r}")
+    if format not in get_args(ShardFormat):
+        raise ValueError(f"format of shards must be {', '.join(map(repr, get_args(ShardFormat)))}, got {format!r}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
     if short_side is not None and short_side < 1:
@@ -237,9 +238,9 @@ class _Writer:
                 self.file.write(bytes(_BLOCK))  # the member's header, once its size is known
             self.file.write(data)
             return
-        position = 0
+        position, suffix = 0, "jpg" if self.options.format == "jpeg" else "rgb"
         for number, length in enumerate(lengths.tolist(), first):
-            self._write_member(f"{index:08d}.{number:06d}.jpg", data[position : position + length])
+            self._write_member(f"{index:08d}.{number:06d}.{suffix}", data[position : position + length])
             position += length
 
     def _write_member(self, name: str, data: bytes) -> None:
@@ -401,7 +402,7 @@ def _tar_header(name: str, size: int) -> bytes:
 def _offsets(format: str, start: int, lengths: NDArray[np.int32]) -> NDArray[np.int64]:
     """Of a video's frames in their shard, the video's first header being at ``start``."""
     steps = lengths.astype(np.int64)
-    if format == "jpeg":
+    if format != "h264":  # a member for each frame
         steps = _BLOCK + -(-steps // _BLOCK) * _BLOCK
     return start + _BLOCK + np.concatenate([[0], np.cumsum(steps)[:-1]])
 
@@ -603,7 +604,7 @@ class ShardedFrames:
             places.setdefault(int(index), []).append(position)
         frames = np.empty((len(indices), *self._size, 3), np.uint8)
         numbers = sorted(places)
-        decode = self._decode_h264 if self._file.pixel_format == "h264" else self._decode_jpeg
+        decode = {"jpeg": self._decode_jpeg, "uint8": self._copy, "h264": self._decode_h264}[self._file.pixel_format]
         decode(numbers, self._stored(numbers), frames, places)
         return frames
 
@@ -620,6 +621,15 @@ class ShardedFrames:
             stored += [data[starts[k] - starts[first] : ends[k] - starts[first]] for k in range(first, place + 1)]
             first = place + 1
         return stored
+
+    def _copy(
+        self, numbers: list[int], stored: list[memoryview], frames: NDArray[np.uint8], places: dict[int, list[int]]
+    ) -> None:
+        for number, data in zip(numbers, stored, strict=True):
+            if len(data) != frames[0].nbytes:
+                raise self._damaged(number, ValueError(f"{len(data)} bytes where {frames[0].nbytes} were written"))
+            for position in places[number]:
+                frames[position] = np.frombuffer(data, np.uint8).reshape(*self._size, 3)
 
     def _decode_jpeg(
         self, numbers: list[int], stored: list[memoryview], frames: NDArray[np.uint8], places: dict[int, list[int]]
