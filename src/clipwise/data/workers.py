@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 __all__ = ["available_cores", "leave_signals_to_parent"]
 
@@ -11,12 +12,19 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _main_process_gone(error: threading.ExceptHookArgs) -> None:
+    """Say nothing in a worker's thread that hands tensors to a main process which has ended and said why."""
+    if error.exc_type not in (ConnectionResetError, BrokenPipeError, EOFError):
+        threading.__excepthook__(error)
+
+
 def leave_signals_to_parent(*_: object) -> None:
     """Leave Ctrl-C and SIGTERM, which reach a whole group of processes, to the main one.
 
     A worker that died of them would hide the reason. After SIGTERM it lives for half a minute more, in which the main
     process ends the step in hand; a worker that hangs is thus still ended by it.
     """
+    threading.excepthook = _main_process_gone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
