@@ -281,8 +281,13 @@ def test_killed_process_resumes(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None, "it finished before it could be killed"
         time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = children.read_text().split() if children.is_file() else []
     process.send_signal(signal.SIGKILL)
     process.wait()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "its workers live on"
+        time.sleep(0.05)
     assert not (tmp_path / "s" / INDEX).exists()
     kept = journal.read_bytes().count(b"\n") - 1
     assert 2 <= kept < 9

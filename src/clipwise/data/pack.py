@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from clipwise.data.decode import DecodeError
-from clipwise.data.workers import available_cores, leave_signals_to_parent
+from clipwise.data.workers import available_cores, end_with_parent, leave_signals_to_parent
 from clipwise.files import written_whole
 
 if TYPE_CHECKING:
@@ -326,6 +326,7 @@ def _start_worker(manifest: Manifest, options: Options) -> None:
     global _worker
     _worker = manifest, options
     leave_signals_to_parent()
+    end_with_parent()
     torch.set_num_threads(1)
 
 

@@ -1,10 +1,11 @@
 """What processes that read data have in common."""
 
+import multiprocessing
 import os
 import signal
 import threading
 
-__all__ = ["available_cores", "leave_signals_to_parent"]
+__all__ = ["available_cores", "end_with_parent", "leave_signals_to_parent"]
 
 
 def available_cores() -> int:
@@ -28,3 +29,16 @@ def leave_signals_to_parent(*_: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+
+def end_with_parent() -> None:
+    """End this process once the one that started it is gone: killed, it can tell its workers nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
