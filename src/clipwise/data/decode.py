@@ -626,11 +626,16 @@ class VideoFile(_Closing):
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         except (self._error, ValueError) as error:
             raise DecodeError(self.path, f"its pixel format {frame.format.name!r} has no way to RGB") from error
-        plane = rgb.planes[0]
-        rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
-        picture = rows[: rgb.height, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+        picture = rgb_pixels(rgb)
         turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise, that set the picture upright
         pictures.put(number, np.rot90(picture, turns) if turns else picture)
+
+
+def rgb_pixels(frame: Any) -> NDArray[np.uint8]:
+    """(H, W, 3) of a PyAV frame in rgb24, a view of its memory: rows may be longer than they are wide."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
+    return rows[: frame.height, : frame.width * 3].reshape(frame.height, frame.width, 3)
 
 
 class _Pictures:

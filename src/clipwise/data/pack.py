@@ -81,6 +81,16 @@ class Chunk(NamedTuple):
     more: int | None
 
 
+def check_encoding(on_error: str, short_side: int | None, quality: int) -> None:
+    """Raises ValueError for what neither a pack nor shards can be written with."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+    if short_side is not None and short_side < 1:
+        raise ValueError(f"short_side must be at least 1 pixel, or None to keep the size, got {short_side}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be from 1 to 100, got {quality}")
+
+
 def pack(
     manifest: Manifest,
     output: str | os.PathLike[str],
@@ -108,12 +118,7 @@ def pack(
     output = Path(os.path.abspath(output))
     if format not in ("uint8", "jpeg"):
         raise ValueError(f"format must be 'uint8' or 'jpeg', got {format!r}")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-    if short_side is not None and short_side < 1:
-        raise ValueError(f"short_side must be at least 1 pixel, or None to keep the size, got {short_side}")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"quality must be from 1 to 100, got {quality}")
+    check_encoding(on_error, short_side, quality)
     if output.suffix != ".pack":
         raise ValueError(f"{output}: a pack is recognised by its name; call it {output.with_suffix('.pack').name}")
     if output.exists() and not overwrite:

@@ -31,9 +31,9 @@ from typing import Any, BinaryIO, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from clipwise.data.decode import DecodeError
+from clipwise.data.decode import DecodeError, rgb_pixels
 from clipwise.data.manifest import Manifest
-from clipwise.data.pack import Options, PackReport, chunks_in_order, pack_metadata
+from clipwise.data.pack import Options, PackReport, check_encoding, chunks_in_order, pack_metadata
 from clipwise.data.stores import INDEX, JOURNAL, is_shards
 from clipwise.data.workers import available_cores
 from clipwise.files import written_whole
@@ -88,12 +88,7 @@ def write_shards(
     output = Path(os.path.abspath(output))
     if format not in get_args(ShardFormat):
         raise ValueError(f"format of shards must be {', '.join(map(repr, get_args(ShardFormat)))}, got {format!r}")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-    if short_side is not None and short_side < 1:
-        raise ValueError(f"short_side must be at least 1 pixel, or None to keep the size, got {short_side}")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"quality must be from 1 to 100, got {quality}")
+    check_encoding(on_error, short_side, quality)
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
     if resume and overwrite:
@@ -670,9 +665,7 @@ class ShardedFrames:
                     if frame.pts not in missing or rgb.height < height or rgb.width < width:
                         raise ValueError("it is not what was written")
                     missing.remove(frame.pts)
-                    plane = rgb.planes[0]
-                    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-                    pixels = rows[:height, : width * 3].reshape(height, width, 3)
+                    pixels = rgb_pixels(rgb)[:height, :width]
                     for position in places[frame.pts]:
                         frames[position] = pixels
         except (av.error.FFmpegError, ValueError) as error:

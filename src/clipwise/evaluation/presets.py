@@ -88,6 +88,12 @@ _SLOWFAST = partial(Protocol, paper="SlowFast Networks for Video Recognition, IC
 _STM_VIEWS: dict[str, Any] = {"sampling": "random", "clips": 10, **_THREE_TO_224, "data": "all"}
 _ONE_VIEW: dict[str, Any] = {"sampling": "middle", "clips": 1, **_CENTRE}
 _SOMETHING = "Something-Something"
+_STC_THREE_CROPS: dict[str, Any] = {
+    "crops": 3,
+    "resolution": (240, 224, 224),
+    "data": _SOMETHING,
+    "note": "the size of the three crops is not given: 224 of 240 pixels, as the centre crop; averaging neither",
+}
 _TSM_LOGITS = "the paper is silent on averaging; its code averages logits"
 
 _PROTOCOLS = (
@@ -99,24 +105,8 @@ _PROTOCOLS = (
     ),
     _STC("stc_1clip", sampling="middle", clips=1, crops=1, resolution=(240, 224, 224), data=_SOMETHING),
     _STC("stc_1clip_others", **_ONE_VIEW, section="IV-B", data="Diving48, EPIC-KITCHENS-55, EGTEA Gaze+"),
-    _STC(
-        "stc_2clip",
-        sampling="two_clips",
-        clips=2,
-        crops=3,
-        resolution=(240, 224, 224),
-        data=_SOMETHING,
-        note="the size of the three crops is not given: 224 of 240 pixels, as the centre crop; averaging neither",
-    ),
-    _STC(
-        "stc_10clip",
-        sampling="random",
-        clips=10,
-        crops=3,
-        resolution=(240, 224, 224),
-        data=_SOMETHING,
-        note="the size of the three crops is not given: 224 of 240 pixels, as the centre crop; averaging neither",
-    ),
+    _STC("stc_2clip", sampling="two_clips", clips=2, **_STC_THREE_CROPS),
+    _STC("stc_10clip", sampling="random", clips=10, **_STC_THREE_CROPS),
     _STW(
         "stw",
         sampling="middle",

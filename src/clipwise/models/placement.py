@@ -5,11 +5,16 @@ Sources: STM journal version, Table 9 (stages, first block); STW, Table 7 (stage
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["PLACEMENTS", "placed_in"]
+__all__ = ["PLACEMENTS", "block_positions", "placed_in"]
 
 Position = tuple[int, int]
 
 PLACEMENTS = ("all", "first", "top", "bottom", "alternate")
+
+
+def block_positions(blocks: Sequence[int]) -> list[Position]:
+    """(stage, index in stage) of every block, from how many there are in stages 2, 3 …"""
+    return [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
 
 
 def placed_in(stages: Sequence[int], placement: str) -> Callable[[list[Position]], set[Position]]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import VideoNetwork
+from clipwise.models.placement import block_positions
 from clipwise.ops import fold, temporal_pool, unfold
 
 __all__ = [
@@ -260,7 +261,7 @@ class ResNet(VideoNetwork):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
 
-        positions = [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
+        positions = block_positions(blocks)
         chosen = set(positions) if placed is None else placed(positions)
         channels, frames = base_width, num_frames
         for stage, count in enumerate(blocks, start=2):

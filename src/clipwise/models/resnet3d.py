@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
-from clipwise.models.placement import placed_in
+from clipwise.models.placement import block_positions, placed_in
 from clipwise.models.resnet import LAYERS, ResNet, check_resnet, resnet_depths
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
@@ -173,7 +173,7 @@ class ResNet3d(VideoNetwork):
         self.bn1 = nn.BatchNorm3d(base_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding=(0, 1, 1))
-        positions = [(stage, index) for stage, count in enumerate(blocks, start=2) for index in range(count)]
+        positions = block_positions(blocks)
         placed = placed_in(stages, placement)(positions)
         if temporal_pooling and not {(stage, 0) for stage in (3, 4, 5)} <= placed:
             raise ValueError(

@@ -36,9 +36,11 @@ from torch import Tensor, nn
 
 from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
+from clipwise.models.placement import block_positions
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
 
 __all__ = [
+    "BLOCK_PARTS",
     "MODELS",
     "SlowFast",
     "from_caffe2",
@@ -189,7 +191,7 @@ class SlowFast(VideoNetwork):
             torch.linspace(0, num_frames - 1, num_frames // alpha, device="cpu").long().tolist()
         )
         fast_width = base_width // _FAST_SHARE
-        positions = [(stage, index) for stage, count in enumerate(_BLOCKS, start=2) for index in range(count)]
+        positions = block_positions(_BLOCKS)
         followed = nonlocal_positions(positions) if nonlocal_blocks else set()
         self.slow = _Pathway(base_width, 2 * fast_width, (1, 1, 1, 3, 3), followed)
         self.fast = _Pathway(fast_width, 0, (5, 3, 3, 3, 3), set())
@@ -228,7 +230,7 @@ class SlowFast(VideoNetwork):
 
 
 _PATHWAYS = ("slow", "fast")
-_PARTS = {
+BLOCK_PARTS = {
     "branch1": "downsample.0",
     "branch1_bn": "downsample.1",
     "branch2.a": "conv1",
@@ -238,6 +240,7 @@ _PARTS = {
     "branch2.c": "conv3",
     "branch2.c_bn": "bn3",
 }
+"""PySlowFast's names in a residual block, and ours."""
 
 
 def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -253,8 +256,8 @@ def from_pyslowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return f"{_PATHWAYS[int(match[1])]}.stem.{match[2]}"
         if match := re.fullmatch(r"s([1-4])_fuse\.(conv_f2s|bn)\.(\w+)", key):
             return f"laterals.{int(match[1]) - 1}.{match[2].removesuffix('_f2s')}.{match[3]}"
-        if (match := re.fullmatch(r"s([2-5])\.pathway([01])_res(\d+)\.(.+)\.(\w+)", key)) and match[4] in _PARTS:
-            return f"{_PATHWAYS[int(match[2])]}.layer{int(match[1]) - 1}.{match[3]}.{_PARTS[match[4]]}.{match[5]}"
+        if (match := re.fullmatch(r"s([2-5])\.pathway([01])_res(\d+)\.(.+)\.(\w+)", key)) and match[4] in BLOCK_PARTS:
+            return f"{_PATHWAYS[int(match[2])]}.layer{int(match[1]) - 1}.{match[3]}.{BLOCK_PARTS[match[4]]}.{match[5]}"
         if match := re.fullmatch(r"head\.projection\.(weight|bias)", key):
             return f"fc.{match[1]}"
         return key

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from clipwise import ops
 from clipwise.models.network import ModelEntry, VideoNetwork
+from clipwise.models.placement import block_positions
 from clipwise.models.resnet import check_resnet, start_convolutions
 from clipwise.models.temporal.layers import TemporalConv
 from clipwise.models.temporal.nonlocal_block import NonLocalBlock, nonlocal_positions
@@ -152,7 +153,7 @@ class TEA(VideoNetwork):
         self.bn1 = nn.BatchNorm2d(base_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        positions = [(stage, index) for stage, count in enumerate(_BLOCKS, start=2) for index in range(count)]
+        positions = block_positions(_BLOCKS)
         followed = nonlocal_positions(positions) if nonlocal_blocks else set()
         channels = base_width
         for stage, count in enumerate(_BLOCKS):

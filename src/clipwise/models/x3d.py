@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from clipwise.models.conv3d import Conv3d
 from clipwise.models.network import ModelEntry, VideoNetwork
+from clipwise.models.slowfast import BLOCK_PARTS
 
 __all__ = ["MODELS", "X3D", "from_mmaction2", "from_pyslowfast"]
 
@@ -163,18 +164,7 @@ class X3D(VideoNetwork):
         return features.flatten(1).unsqueeze(1)
 
 
-_PARTS = {
-    "branch1": "downsample.0",
-    "branch1_bn": "downsample.1",
-    "branch2.a": "conv1",
-    "branch2.a_bn": "bn1",
-    "branch2.b": "conv2",
-    "branch2.b_bn": "bn2",
-    "branch2.se.fc1": "se.fc1",
-    "branch2.se.fc2": "se.fc2",
-    "branch2.c": "conv3",
-    "branch2.c_bn": "bn3",
-}
+_PARTS = {**BLOCK_PARTS, "branch2.se.fc1": "se.fc1", "branch2.se.fc2": "se.fc2"}
 _HEAD = {"conv_5": "conv5", "conv_5_bn": "bn5", "lin_5": "lin5", "projection": "fc"}
 _STEM = {"conv_xy": "conv_xy", "conv": "conv_t", "bn": "bn"}
 
