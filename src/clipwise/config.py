@@ -212,6 +212,33 @@ class TrainingConfig:
     """Epochs in which the rate rises from 0."""
     gradient_clip: float | None = 20.0
     """Largest norm of the gradient, null for none."""
+    accumulate: int = 1
+    """Parts of equal size that a step's clips go through the network in, one after another, for less memory; their
+    gradients are summed, and BatchNorm sees one part at a time."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Multiples of the learning rate for parameters by the beginning of their name, such as ``{fc: 5, layer1: 0.1}``;
+    the longest that fits counts, and 0 leaves the parameters as they are."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from one stage of the network to the one before it; 1 for none."""
+    batch_norm: Literal["train", "partial", "frozen"] = "train"
+    """Which BatchNorms are trained: all; only the first (TSN's partial BN); or none. The others keep the statistics,
+    scale and shift that they started with."""
+    sync_batch_norm: bool = False
+    """Over all processes together, on GPUs."""
+    ema: float = 0.0
+    """Decay of the exponential mean of the weights, which is then what is validated and kept; 0 for none."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    mixup: float = 0.0
+    """α of the Beta distribution of mixup's weight; 0 for none."""
+    cutmix: float = 0.0
+    """The same of cutmix, which takes one rectangle of all frames from another clip; with both, each half the time."""
+    twins: bool = False
+    """Twins Training [STM-J §3.5]: two augmentations of each clip and the correlation loss between their logits."""
+    twins_lambda: float = 0.01
+    """Weight of the correlation loss."""
+    twins_beta: float = 0.0039
+    """Weight of its part off the diagonal."""
     balanced: bool = False
     """Draw classes (of several heads the first one's) with equal probability, with replacement."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -223,7 +250,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "reference_batch")
+        _at_least(self, 1, "accumulate")
         _at_least(self, 0, "lr", "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed")
+        _at_least(self, 0, "ema", "label_smoothing", "mixup", "cutmix", "twins_lambda", "twins_beta")
         if self.gradient_clip == 0:
             raise ValueError("gradient_clip must be above 0, or null for none, got 0")
         if self.seed >= 2**32:
