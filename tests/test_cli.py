@@ -162,7 +162,10 @@ def bad_inputs(folder: Path, videos: Path) -> dict[str, tuple[list[str | Path], 
         "image size": ([videos, "--set", "views.size=16"], "at least 32 pixels"),
         "model": ([videos, "--set", "model.name=stm_resnet20"], "no network is called 'stm_resnet20'; near it"),
         "weights": ([videos, "--set", "model.weights=gone.pth"], "gone.pth: no such weight file"),
-        "recipe": ([videos, "--recipe", "gone"], "no recipe 'gone': neither a file nor one of .*demo"),
+        "recipe": (
+            [videos, "--recipe", "gone"],
+            "no recipe 'gone': neither a file nor one that comes.*`clipwise recipes` lists those",
+        ),
         "resume of nothing": (["--resume"], r"run: holds no training run \(run.json is missing\)"),
     }
 

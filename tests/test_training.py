@@ -15,11 +15,10 @@ from conftest import SMALL
 from safetensors.torch import load_file
 
 import clipwise
-from clipwise.config import AugmentationConfig, Config, DataConfig, TrainingConfig, load_config, recipe_names
+from clipwise.config import AugmentationConfig, Config, DataConfig, TrainingConfig, load_config
 from clipwise.data.dataset import Draw, DrawSampler, TrainingClips
 from clipwise.data.decode import DecodeError
 from clipwise.data.manifest import Manifest
-from clipwise.models.registry import create_model
 from clipwise.training.schedule import learning_rate
 from clipwise.training.task import DivergedError
 
@@ -195,20 +194,6 @@ def test_schedules() -> None:
     assert 0 < rates[-1] < 0.01
     short = TrainingConfig(epochs=4, lr=1.0, batch_size=1, reference_batch=1, warmup_epochs=0.1)
     assert max(learning_rate(short, step, 3) for step in range(12)) <= 1
-
-
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_shipped_recipes_build(recipe: str) -> None:
-    config = load_config(recipe)
-    with torch.device("meta"):
-        create_model(config.model.name, num_classes=2, num_frames=config.model.num_frames, **config.model.options)
-
-
-def test_the_overhead_recipes_differ_in_the_name_alone() -> None:
-    stm, tsn = (load_config(f"overhead_adl_{name}").to_dict() for name in ("stm", "tsn"))
-    assert stm["model"].pop("name") == "stm_resnet50"
-    assert tsn["model"].pop("name") == "tsn_resnet50"
-    assert stm == tsn
 
 
 @pytest.mark.parametrize(

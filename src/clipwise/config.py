@@ -5,6 +5,7 @@ from a file or a command line (:func:`load_config`).
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 __all__ = [
+    "READING",
     "AugmentationConfig",
     "Config",
     "DataConfig",
@@ -26,10 +28,14 @@ __all__ = [
     "override_reading",
     "override_views",
     "recipe_names",
+    "recipe_text",
     "section_from_json",
 ]
 
 _STRICT = {"extra": "forbid"}
+
+READING = ("data.on_error", "data.max_failed", "data.workers")
+"""What a run that resumes may change, for its network sees the same clips."""
 
 
 def _at_least(section: object, minimum: float, *names: str) -> None:
@@ -50,8 +56,8 @@ class ModelConfig:
     num_frames: int = 8
     """T, frames a clip; of a recipe that leaves it out, as many as the network usually takes."""
     weights: str | None = "imagenet"
-    """Where it starts: ``imagenet``, the path of a weight file, or null for random; left out, ``imagenet`` where there
-    is such a file for the network."""
+    """Where it starts: ``imagenet``, the path of a weight file or of a run's folder (its best weights), or null for
+    random; left out, ``imagenet`` where there is such a file for the network."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keywords of ``create_model``: dropout, stages, placement, caffe_stride, base_width, alpha …"""
 
@@ -199,7 +205,7 @@ class TrainingConfig:
 
     epochs: int = 50
     batch_size: int = 32
-    """Clips a step."""
+    """Clips a step, of all processes together."""
     lr: float = 0.01
     """Learning rate at ``reference_batch`` clips a step; the one in force is lr · batch_size / reference_batch."""
     reference_batch: int = 64
@@ -214,27 +220,31 @@ class TrainingConfig:
     """Largest norm of the gradient, null for none."""
     accumulate: int = 1
     """Parts of equal size that a step's clips go through the network in, one after another, for less memory; their
-    gradients are summed, and BatchNorm sees one part at a time."""
+    gradients are summed, and BatchNorm sees one part at a time. Not with ``twins``."""
     lr_factors: dict[str, float] = field(default_factory=dict)
-    """Multiples of the learning rate for parameters by the beginning of their name, such as ``{fc: 5, layer1: 0.1}``;
-    the longest that fits counts, and 0 leaves the parameters as they are."""
+    """Multiples of the learning rate for parameters by the first parts of their name, such as ``{fc: 5, layer1: 0.1}``;
+    the longest that fits counts, ``""`` fits all, and 0 leaves parameters and BatchNorm statistics as they are."""
     layer_decay: float = 1.0
-    """Factor on the learning rate from one stage of the network to the one before it; 1 for none."""
+    """Factor on the learning rate from one stage of the network to the one before it, the head being the last; 1 for
+    none."""
     batch_norm: Literal["train", "partial", "frozen"] = "train"
     """Which BatchNorms are trained: all; only the first (TSN's partial BN); or none. The others keep the statistics,
     scale and shift that they started with."""
     sync_batch_norm: bool = False
-    """Over all processes together, on GPUs."""
+    """BatchNorm over the clips of all processes together, on GPUs; without it, over each one's own."""
     ema: float = 0.0
-    """Decay of the exponential mean of the weights, which is then what is validated and kept; 0 for none."""
+    """Decay, a step, of the exponential mean of weights and BatchNorm statistics, which is then what is validated and
+    kept; 0 for none. It looks back on about 1 / (1 − ema) steps, which should be few beside the run's."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
+    """Share of the target that is spread over all classes of a head; where a video has a set of labels, over yes and no
+    of each class."""
     mixup: float = 0.0
-    """α of the Beta distribution of mixup's weight; 0 for none."""
+    """α of the Beta distribution of mixup's weight, drawn once a batch; 0 for none."""
     cutmix: float = 0.0
     """The same of cutmix, which takes one rectangle of all frames from another clip; with both, each half the time."""
     twins: bool = False
-    """Twins Training [STM-J §3.5]: two augmentations of each clip and the correlation loss between their logits."""
+    """Twins Training [STM-J §3.5]: two augmentations of each clip and the correlation loss between their logits; a step
+    of ``batch_size`` clips puts twice as many through the network."""
     twins_lambda: float = 0.01
     """Weight of the correlation loss."""
     twins_beta: float = 0.0039
@@ -253,6 +263,29 @@ class TrainingConfig:
         _at_least(self, 1, "accumulate")
         _at_least(self, 0, "lr", "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed")
         _at_least(self, 0, "ema", "label_smoothing", "mixup", "cutmix", "twins_lambda", "twins_beta")
+        for prefix, factor in self.lr_factors.items():
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"lr_factors are numbers of at least 0 (0 freezes), got {factor} for {prefix!r}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], 1 for none, got {self.layer_decay}")
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing is a share, from 0 to below 1, got {self.label_smoothing}")
+        if (self.twins or self.mixup or self.cutmix) and self.batch_size < 2:
+            raise ValueError(
+                f"twins, mixup and cutmix need other clips beside each: raise batch_size, got {self.batch_size}"
+            )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate must divide batch_size, for its parts are of equal size; got {self.accumulate} parts of "
+                f"{self.batch_size} clips"
+            )
+        if self.twins and self.accumulate > 1:
+            raise ValueError(
+                "twins correlate the logits of a whole batch, which accumulate would divide; leave one of the two out, "
+                f"or train in several processes, got accumulate {self.accumulate}"
+            )
+        if self.ema >= 1:
+            raise ValueError(f"ema is a decay, from 0 (none) to below 1, such as 0.999; got {self.ema}")
         if self.gradient_clip == 0:
             raise ValueError("gradient_clip must be above 0, or null for none, got 0")
         if self.seed >= 2**32:
@@ -318,6 +351,22 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def recipe_text(name: str) -> str:
+    """A recipe of the package as it is written, with its opening comment.
+
+    Raises:
+        ValueError: if there is none of that name; the message gives the nearest names.
+    """
+    names = recipe_names()
+    if name not in names:
+        near = [known for known in names if name in known] or difflib.get_close_matches(name, names, n=6)
+        raise ValueError(
+            f"no recipe {name!r}: neither a file nor one that comes with the package"
+            + (f"; near it: {', '.join(near[:6])}" if name and near else "; `clipwise recipes` lists those")
+        )
+    return (resources.files("clipwise") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply overrides such as ``training.lr=0.02``.
 
@@ -354,12 +403,11 @@ def override_reading(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         ValueError: for any other field, or a value that does not fit.
     """
-    allowed = [f"data.{name}" for name in ("on_error", "max_failed", "workers")]
     values = config.to_dict()
     for override in overrides:
-        if override.partition("=")[0].strip() not in allowed:
+        if override.partition("=")[0].strip() not in READING:
             raise ValueError(
-                f"a resumed run goes on as it was begun; only {', '.join(allowed)} can be set, got {override!r}"
+                f"a resumed run goes on as it was begun; only {', '.join(READING)} can be set, got {override!r}"
             )
         _apply_override(values, override)
     return config_from_mapping(values, source="the command line") if overrides else config
@@ -422,12 +470,7 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
     import yaml
 
     path = Path(recipe)
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif str(recipe) in recipe_names():
-        text = (resources.files("clipwise") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}")
+    text = path.read_text(encoding="utf-8") if path.is_file() else recipe_text(str(recipe))
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ __all__ = ["application", "main"]
 def application() -> typer.Typer:
     """The application with all its verbs; they are imported here, since each registers itself."""
     from clipwise.cli import (  # noqa: F401
+        analyze,
         data,
         data_prepare,
         data_tools,
@@ -22,6 +23,8 @@ def application() -> typer.Typer:
         models,
         predict,
         protocols,
+        reproduce,
+        recipes,
         train,
     )
 

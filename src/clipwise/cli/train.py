@@ -1,5 +1,6 @@
 """``clipwise train``"""
 
+import contextlib
 import os
 import shlex
 import time
@@ -28,7 +29,7 @@ def train(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/latest"),
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="A recipe of the package or a YAML file.")
+        str | None, typer.Option("--recipe", "-r", help="One of `clipwise recipes`, or a YAML file.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -37,7 +38,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output, as it was begun.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output.")] = False,
     reset_head: Annotated[
-        bool, typer.Option("--reset-head", help="Start a new head where model.weights has other classes.")
+        bool, typer.Option("--reset-head", help="Start a new head, whatever classes model.weights has.")
     ] = False,
     show: Annotated[bool, typer.Option("--show-config", help="Print the configuration and stop.")] = False,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON line an epoch on stdout.")] = False,
@@ -47,6 +48,8 @@ def train(
     Example: `clipwise train videos/ --output runs/mine --set model.name=stm_resnet18 --set training.epochs=20`
 
     Ctrl-C stops after the step in hand; `clipwise train --resume --output runs/mine` goes on from there.
+
+    On several GPUs: `torchrun --nproc-per-node 4 -m clipwise train videos/ --output runs/mine …`
     """
     if show:
         import yaml
@@ -55,19 +58,28 @@ def train(
 
         typer.echo(yaml.safe_dump(load_config(recipe, overrides or ()).to_dict(), sort_keys=False).rstrip())
         return
+    from functools import partial
+
     from clipwise.training.run import train as run
 
+    start = partial(
+        run,
+        data,
+        output,
+        recipe=recipe,
+        overrides=overrides or (),
+        resume=resume,
+        overwrite=overwrite,
+        reset_head=reset_head,
+    )
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        # One of torchrun's processes that are not the first: that one says how it went, and ends with the status. An
+        # error status of this one would make torchrun end the first before it has.
+        with contextlib.suppress(ValueError, OSError):
+            start()
+        return
     with TrainingDisplay(json_lines=json_lines) as display:
-        result = run(
-            data,
-            output,
-            recipe=recipe,
-            overrides=overrides or (),
-            resume=resume,
-            overwrite=overwrite,
-            reset_head=reset_head,
-            reporter=display,
-        )
+        result = start(reporter=display)
     _closing(result)
     if not result.finished:
         raise typer.Exit(130)
@@ -141,8 +153,9 @@ class TrainingDisplay:
             there = ", ".join(start.other_splits)
             say(f"no validation: the data has no such split; it has {there}, which data.validation_split=NAME takes")
         say(
-            f"learning rate {config.effective_lr:g} at {config.batch_size} clips a step, "
-            f"from {config.lr:g} at {config.reference_batch}"
+            f"learning rate {config.effective_lr:g} at {config.batch_size} clips a step"
+            + (f" of {start.processes} processes" if start.processes > 1 else "")
+            + f", from {config.lr:g} at {config.reference_batch}"
         )
         if start.ignored:
             some = ", ".join(start.ignored[:3])
