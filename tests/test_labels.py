@@ -35,6 +35,8 @@ from clipwise.evaluation.metrics import (
     video_metrics,
 )
 from clipwise.evaluation.run import evaluate
+from clipwise.models.registry import create_model
+from clipwise.processes import Processes
 from clipwise.training.run import split_manifest
 from clipwise.training.task import ClassificationTask
 
@@ -248,10 +250,13 @@ def test_training_clips_change_their_labels_with_the_flip(
 
 def loss_of(space: LabelSpace, logits: torch.Tensor, labels: torch.Tensor) -> float:
     config = load_config(None, SMALL)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 3 * 32 * 32, len(space.classes)))
+    model = create_model(
+        config.model.name, num_classes=len(space.classes), num_frames=config.model.num_frames, **config.model.options
+    )
     model.forward = lambda _clips: logits  # type: ignore[method-assign]
     account = FailureAccount("raise", 0.0, 1, remedy="")
-    task = ClassificationTask(model, space, config, account, steps_per_epoch=1, start=0)  # type: ignore[arg-type]
+    task = ClassificationTask(model, space, config, account, steps_per_epoch=1, start=0, processes=Processes())
+    task.optimizers = task.configure_optimizers  # type: ignore[method-assign]  # no trainer has it
     count = len(labels)
     batch = {
         "clip": torch.zeros(count, 4, 3, 32, 32, dtype=torch.uint8),

@@ -29,6 +29,7 @@ from clipwise.models.registry import create_model
 from clipwise.models.weights import read_state_dict
 
 __all__ = [
+    "CARD",
     "Card",
     "Checkpoint",
     "command_line",
@@ -40,7 +41,7 @@ __all__ = [
     "write_weights",
 ]
 
-_CARD = "model.json"
+CARD = "model.json"
 _FORMAT = 2
 """Of networks with several heads or sets of labels; the others are written as format 1, which has only ``classes``."""
 
@@ -90,8 +91,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_card(folder: Path, config: ModelConfig, label_space: LabelSpace, views: ViewsConfig) -> None:
-    """Write ``model.json``."""
+def write_card(
+    folder: Path, config: ModelConfig, label_space: LabelSpace, views: ViewsConfig, weights: str | None = None
+) -> None:
+    """Write ``model.json``; ``weights`` says in words what the weight files hold."""
     labels = label_space.to_json()
     card = {
         "format": _FORMAT if "heads" in labels else 1,
@@ -103,8 +106,9 @@ def write_card(folder: Path, config: ModelConfig, label_space: LabelSpace, views
         **labels,
         "classes_sha256": class_list_hash(label_space.classes),
         "views": dataclasses.asdict(views),
+        **({"weights": weights} if weights else {}),
     }
-    write_json(folder / _CARD, card)
+    write_json(folder / CARD, card)
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
@@ -121,9 +125,9 @@ def read_card(path: str | Path) -> Card:
         ValueError: if there is none, it is damaged, or was written by a newer version.
     """
     path = Path(path)
-    card_file = (path if path.is_dir() else path.parent) / _CARD
+    card_file = (path if path.is_dir() else path.parent) / CARD
     if not card_file.is_file():
-        what = "no such file or folder" if not path.exists() else f"holds no {_CARD}"
+        what = "no such file or folder" if not path.exists() else f"holds no {CARD}"
         raise ValueError(
             f"{path}: {what}; give a folder that `clipwise train` or `clipwise models import` wrote, "
             "or a weight file inside one"
@@ -178,9 +182,9 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
     reshaped = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     if missing or foreign or reshaped:
         raise ValueError(
-            f"{weights}: not the weights of the {config.name} that {folder / _CARD} describes: {len(missing)} tensors "
+            f"{weights}: not the weights of the {config.name} that {folder / CARD} describes: {len(missing)} tensors "
             f"are missing, {len(foreign)} are not its own, {len(reshaped)} have another shape "
-            f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {_CARD} of one run together"
+            f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {CARD} of one run together"
         )
     model.load_state_dict(state)
     return Checkpoint(model.eval(), config, label_space, card.views, weights, file_sha256(weights))
@@ -188,7 +192,8 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
 
 def command_line() -> str:
     """The command as the user gave it, without the machine's path to it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    return shlex.join(["clipwise" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def device_name(device: torch.device | None = None) -> str:

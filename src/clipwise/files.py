@@ -4,12 +4,18 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-__all__ = ["file_sha256", "portable_path", "write_json", "written_whole"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["file_sha256", "held_alone", "portable_path", "write_json", "written_whole"]
 
 
 @contextlib.contextmanager
@@ -26,6 +32,53 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held_alone(path: Path) -> Iterator[None]:
+    """Keep other processes from using ``path``, which need not exist, by a locked file beside it.
+
+    The lock ends with this process however it ends. (A record lock, which also works over NFS and which processes that
+    are forked meanwhile do not hold on to.) Where the system has none, nothing is kept.
+
+    Raises:
+        ValueError: if another process holds it.
+        OSError: if no file can be written there.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with _locked(lock) as file:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing was written there
+
+
+def _locked(lock: Path) -> TextIO:
+    while True:
+        file = lock.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have deleted it since it was opened, and another have made it anew.
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            name = lock.name.removeprefix(".").removesuffix(".lock")
+            raise ValueError(f"{lock.with_name(name)}: is in use by {holder or 'another process'}") from error
+        file.close()
 
 
 def write_json(path: Path, value: Any) -> None:

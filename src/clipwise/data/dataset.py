@@ -5,7 +5,7 @@ workers nor an interruption changes what a training step sees.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class DrawSampler(Sampler[list[Draw]]):
         labels: (V,) class index of each video.
         batch_size, epochs, balanced, seed: as in the configuration.
         start: the first step to yield.
+        rank, processes: of each batch, the places rank, rank + processes … are yielded; draws keep their numbers in the
+            whole batch, so that a clip is the same however many processes share the batch.
     """
 
     def __init__(
@@ -58,7 +60,11 @@ class DrawSampler(Sampler[list[Draw]]):
         balanced: bool,
         seed: int,
         start: int = 0,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
+        self.rank = rank
+        self.processes = processes
         self.labels = labels
         self.batch_size = batch_size
         self.balanced = balanced
@@ -77,7 +83,8 @@ class DrawSampler(Sampler[list[Draw]]):
             if order is None or position == 0:
                 order = self._order(epoch)
             batch = order[position * self.batch_size : (position + 1) * self.batch_size]
-            yield [Draw(int(index), step * self.batch_size + place) for place, index in enumerate(batch)]
+            draws = [Draw(int(index), step * self.batch_size + place) for place, index in enumerate(batch)]
+            yield draws[self.rank :: self.processes]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -90,7 +97,12 @@ class DrawSampler(Sampler[list[Draw]]):
 
 
 class TrainingClips(Dataset[dict[str, Any] | Failure]):
-    """Training clips, each asked for by its :class:`Draw`."""
+    """Training clips, each asked for by its :class:`Draw`.
+
+    With ``twins`` an item has two augmentations of the same frames, each with draws of its own; the first one is what
+    the item would be without. Twins have one label: each is mirrored, or played backwards, by its own draw where the
+    class stays the same, and both or neither where the class becomes another.
+    """
 
     def __init__(
         self,
@@ -101,10 +113,12 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
         data: DataConfig,
         augmentation: AugmentationConfig,
         seed: int,
+        twins: bool = False,
     ) -> None:
         self.manifest = manifest
         self.size = size
         self.augmentation = augmentation
+        self.twins = twins
         self.seed = seed
         self.partners = [mirror_labels(head.classes) for head in manifest.heads] if augmentation.flip else None
         self.reversed = (
@@ -123,7 +137,10 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
         return len(self.manifest)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any] | Failure:
-        """``clip`` uint8 (T, 3, size, size), ``label``, ``index`` and ``available``, the video's frames; or why not."""
+        """``clip`` uint8 (T, 3, size, size), ``label``, ``index`` and ``available``, the video's frames; or why not.
+
+        With twins ``clip`` is (2, T, 3, size, size).
+        """
         rng = np.random.default_rng([self.seed, 1, draw.number])
         label = self.manifest.labels[draw.video]
         try:
@@ -133,26 +150,47 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
         except DecodeError as error:
             return failure_of(self.manifest, draw.video, error)
         height, width = pictures.shape[1:3]
-        box = train_box(
-            height,
-            width,
-            rng,
-            position=self.augmentation.position,
-            scales=self.augmentation.scales,
-            max_distort=self.augmentation.max_distort,
-        )
-        clip = crop_resize(pictures, box, self.size)
-        # Drawn whether or not the class may be mirrored, so that one class's names do not change another's clips.
-        mirror = rng.random() < 0.5
-        if mirror and self.partners is not None:
-            partner = partner_label(label, self.partners)
-            if partner is not None:
-                clip, label = flip(clip), partner
-        if self.reversed is not None and rng.random() < 0.5:
-            partner = partner_label(label, self.reversed)
-            if partner is not None:
-                clip, label = reverse(clip), partner
+        clips, mirror, backwards = [], [], []
+        for _ in range(2 if self.twins else 1):
+            box = train_box(
+                height,
+                width,
+                rng,
+                position=self.augmentation.position,
+                scales=self.augmentation.scales,
+                max_distort=self.augmentation.max_distort,
+            )
+            clips.append(crop_resize(pictures, box, self.size))
+            # Drawn whether or not the class may be mirrored, so that one class's names do not change another's clips.
+            mirror.append(rng.random() < 0.5)
+            backwards.append(self.reversed is not None and rng.random() < 0.5)
+        if self.partners is not None:
+            clips, label = _changed(clips, label, flip, mirror, partner_label(label, self.partners))
+        if self.reversed is not None:
+            clips, label = _changed(clips, label, reverse, backwards, partner_label(label, self.reversed))
+        # Stacked so that each frame stays channels-last in memory, as a single clip's does.
+        clip = torch.stack([clip.movedim(1, -1) for clip in clips]).movedim(-1, 2) if self.twins else clips[0]
         return {"clip": clip, "label": label, "index": draw.video, "available": available}
+
+
+def _changed(
+    clips: list[Tensor],
+    label: NDArray[Any],
+    change: Callable[[Tensor], Tensor],
+    chosen: list[bool],
+    partner: NDArray[Any] | None,
+) -> tuple[list[Tensor], NDArray[Any]]:
+    """One video's clips, those ``chosen`` of them mirrored (or played backwards), and the label that they have then.
+
+    ``partner`` is the label of a changed clip, None where none may be changed. Where it is another label, the first
+    clip's draw is all clips'.
+    """
+    if partner is None:
+        return clips, label
+    if not np.array_equal(partner, label):
+        chosen = chosen[:1] * len(clips)
+        label = partner if chosen[0] else label
+    return [change(clip) if yes else clip for clip, yes in zip(clips, chosen, strict=True)], label
 
 
 class TestViews(Dataset[dict[str, Any] | Failure]):
@@ -191,7 +229,7 @@ class TestViews(Dataset[dict[str, Any] | Failure]):
 def failure_of(manifest: Manifest, index: int, error: DecodeError) -> Failure:
     """The account of a manifest's video that could not be read."""
     item = manifest[index]
-    return Failure(error.path, error.reason, item.start, item.end)
+    return Failure(error.path, error.reason, item.start, item.end, item.reversed)
 
 
 def identity_of(path: str | os.PathLike[str], *segment: float | None) -> str:
@@ -240,12 +278,14 @@ def _clip_indices(available: int, num_frames: int, views: ViewsConfig, identity:
     return sampling.dense_clips(available, num_frames, views.stride, views.clips, short=views.short)
 
 
-def collate(samples: Sequence[dict[str, Any] | Failure]) -> dict[str, Any]:
-    """Stack what was read; ``failures`` lists the rest. With nothing read, there is no ``clip``."""
+def collate(
+    samples: Sequence[dict[str, Any] | Failure], stack: Callable[[list[Tensor]], Any] = torch.stack
+) -> dict[str, Any]:
+    """``stack`` what was read; ``failures`` lists the rest. With nothing read, there is no ``clip``."""
     batch: dict[str, Any] = {"failures": [sample for sample in samples if isinstance(sample, Failure)]}
     read = [sample for sample in samples if not isinstance(sample, Failure)]
     if read:
-        batch["clip"] = torch.stack([sample["clip"] for sample in read])
+        batch["clip"] = stack([sample["clip"] for sample in read])
         for key in ("label", "index", "available"):
             batch[key] = torch.from_numpy(np.array([sample[key] for sample in read]))
     return batch

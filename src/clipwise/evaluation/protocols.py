@@ -7,25 +7,35 @@ Evaluation is a loop of its own, not Lightning's: a padded distributed sampler w
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from clipwise.config import ViewsConfig
-from clipwise.data.dataset import TestViews, collate
+from clipwise.data.dataset import TestViews
 from clipwise.data.failures import Failure, FailureAccount, OnError, deaths_explained
 from clipwise.data.labels import LabelSpace
 from clipwise.data.manifest import Manifest
 from clipwise.data.prefetch import DevicePrefetcher
+from clipwise.data.shared_buffers import ClipLoader
 from clipwise.data.transforms import Normalise
-from clipwise.data.workers import leave_signals_to_parent
 from clipwise.evaluation.metrics import Metrics, mean_scores, measure
+from clipwise.processes import Processes
 
-__all__ = ["AVERAGES", "Evaluation", "class_scores", "evaluate_model", "rebatched", "score_views"]
+__all__ = [
+    "AVERAGES",
+    "Evaluation",
+    "Outputs",
+    "class_scores",
+    "evaluate_model",
+    "network_outputs",
+    "rebatched",
+    "score_views",
+]
 
 AVERAGES = {"softmax": "mean of softmax over views", "logits": "softmax of the mean of logits over views"}
 
@@ -48,8 +58,9 @@ class Evaluation:
     unreadable: tuple[Failure, ...]
     short: tuple[str, ...] = field(default=())
     """Videos with fewer frames than the network takes, of which frames repeat."""
-    segments: tuple[tuple[float | None, float | None], ...] = field(default=())
-    """Start and end of each in seconds, None where it begins or ends with the video; empty where none has any."""
+    segments: tuple[dict[str, float | bool], ...] = field(default=())
+    """What tells each from others of its file: ``start`` and ``end`` in seconds, ``reversed``, those that it has; empty
+    where none has any."""
 
     def to_dict(self, space: LabelSpace) -> dict[str, Any]:
         """For JSON: figures, counts, and each video's label and scores, which are in the order of ``classes``.
@@ -57,10 +68,7 @@ class Evaluation:
         Of several heads ``labels`` has a name for each; of label sets, those that hold.
         """
         named = [space.names(label) for label in self.labels]
-        segments = [
-            {key: value for key, value in zip(("start", "end"), limits, strict=True) if value is not None}
-            for limits in self.segments or [(None, None)] * len(self.names)
-        ]
+        segments = self.segments or ({},) * len(self.names)
         return {
             "videos": {
                 "scored": len(self.names),
@@ -82,11 +90,12 @@ class Evaluation:
         }
 
 
-def segments_of(manifest: Manifest, indices: NDArray[np.int64]) -> tuple[tuple[float | None, float | None], ...]:
-    """Start and end of some of a manifest's videos; empty where none is a segment of one."""
+def segments_of(manifest: Manifest, indices: NDArray[np.int64]) -> tuple[dict[str, float | bool], ...]:
+    """As :attr:`Evaluation.segments`, of some of a manifest's videos."""
     items = [manifest[int(index)] for index in indices]
-    limits = tuple((item.start, item.end) for item in items)
-    return limits if any(limit != (None, None) for limit in limits) else ()
+    marks = [{"start": item.start, "end": item.end, "reversed": item.reversed or None} for item in items]
+    segments = tuple({key: value for key, value in mark.items() if value is not None} for mark in marks)
+    return segments if any(segments) else ()
 
 
 def class_scores(model: nn.Module, clips: Sequence[Tensor], normalise: nn.Module, *, precision: str) -> Tensor:
@@ -145,6 +154,7 @@ def evaluate_model(
     on_error: OnError = "report",
     max_failed: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Score every video of a manifest.
 
@@ -159,34 +169,100 @@ def evaluate_model(
         on_error: ``raise`` stops at the first video that cannot be read; ``skip`` and ``report`` score the rest.
         max_failed: share of the videos that may fail.
         progress: called with videos done and in all.
+        processes: those that each score a share of the videos; all return the whole.
 
     Raises:
         DecodeError: for a video that cannot be read, where that is to stop.
         ChildProcessError: if a loader process dies.
         ValueError: if more videos than allowed, or no video at all could be read; the first reasons are named.
     """
+    device = next(model.parameters()).device
+    normalise = Normalise(views.mean, views.std).to(device)
+    read = network_outputs(
+        model,
+        manifest,
+        views,
+        partial(class_scores, model, normalise=normalise, precision=precision),
+        num_frames=num_frames,
+        batch_size=batch_size,
+        workers=workers,
+        on_error=on_error,
+        max_failed=max_failed,
+        progress=progress,
+        processes=processes,
+    )
+    labels = manifest.labels[read.indices]
+    space = manifest.label_space
+    by_clip, scores = score_views(read.outputs, views, space)
+    return Evaluation(
+        names=tuple(manifest[int(index)].name for index in read.indices),
+        segments=segments_of(manifest, read.indices),
+        indices=read.indices,
+        labels=labels,
+        scores=scores.numpy(),
+        clip=measure(by_clip.flatten(0, 1), np.repeat(labels, views.clips, axis=0), space),
+        video=measure(scores, labels, space),
+        unreadable=read.unreadable,
+        short=read.short,
+    )
+
+
+class Outputs(NamedTuple):
+    """What a network says of the videos that could be read."""
+
+    indices: NDArray[np.int64]
+    """(V,) places in the manifest, ascending."""
+    outputs: Tensor
+    """(V, clips·crops, …)"""
+    unreadable: tuple[Failure, ...]
+    short: tuple[str, ...]
+    """As of :class:`Evaluation`."""
+
+
+def network_outputs(
+    model: nn.Module,
+    manifest: Manifest,
+    views: ViewsConfig,
+    outputs: Callable[[Sequence[Tensor]], Tensor],
+    *,
+    num_frames: int,
+    batch_size: int = 32,
+    workers: int = 2,
+    on_error: OnError = "report",
+    max_failed: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+    processes: Processes | None = None,
+) -> Outputs:
+    """Read every video of a manifest once and keep what ``outputs`` makes of its views.
+
+    Args:
+        outputs: from uint8 parts (n, T, 3, H, W) of one batch to a tensor (N, …) for all of them, such as
+            :func:`class_scores`; called with the model in evaluation mode.
+
+    The other arguments and what is raised are those of :func:`evaluate_model`.
+    """
+    processes = processes or Processes()
+    share = range(processes.rank, len(manifest), processes.count)
     views_per_video = views.clips * views.crops
     device = next(model.parameters()).device
-    loader = DataLoader(
+    loader = ClipLoader(
         TestViews(manifest, num_frames=num_frames, views=views),
         batch_size=max(1, batch_size // views_per_video),
-        num_workers=min(workers, len(manifest)),
-        collate_fn=collate,
-        worker_init_fn=leave_signals_to_parent,
+        sampler=share,
+        num_workers=min(workers, len(share)),
         # Evaluation must not advance the generator that training draws from.
         generator=torch.Generator(),
         pin_memory=device.type == "cuda",
         # What waits in memory: about two batches a worker, or one video where that is more.
-        prefetch_factor=(2 if views_per_video <= batch_size else 1) if min(workers, len(manifest)) else None,
+        prefetch_factor=(2 if views_per_video <= batch_size else 1) if min(workers, len(share)) else None,
     )
-    normalise = Normalise(views.mean, views.std).to(device)
     was_training = model.training
     model.eval()
     unreadable = FailureAccount(
         on_error, max_failed, len(manifest), remedy="on_error skip or report scores the rest, and names such videos"
     )
     indices: list[Tensor] = []
-    logits: list[Tensor] = []
+    made: list[Tensor] = []
     short: list[str] = []
 
     def views_read() -> Iterator[Tensor]:
@@ -201,29 +277,21 @@ def evaluate_model(
                 done += len(batch["index"])
                 yield batch["clip"].flatten(0, 1)
             if progress:
-                progress(done, len(manifest))
+                progress(done, len(share))
 
     try:
         with deaths_explained():
             for clips in rebatched(views_read(), batch_size):
-                logits.append(class_scores(model, clips, normalise, precision=precision).cpu())
+                made.append(outputs(clips).cpu())
     finally:
         model.train(was_training)
-    if not logits:
+    of_processes = processes.gather((indices, made, short, list(unreadable)))
+    indices, made, short = ([part for of_process in of_processes for part in of_process[kind]] for kind in range(3))
+    for of_process in of_processes:
+        unreadable.add(of_process[3])
+    if not made:
         some = "; ".join(map(str, list(unreadable)[:3]))
         raise ValueError(f"{manifest.source}: none of {len(manifest)} videos could be read: {some}")
-    chosen = torch.cat(indices).numpy()
-    labels = manifest.labels[chosen]
-    space = manifest.label_space
-    by_clip, scores = score_views(torch.cat(logits).unflatten(0, (-1, views_per_video)), views, space)
-    return Evaluation(
-        names=tuple(manifest[int(index)].name for index in chosen),
-        segments=segments_of(manifest, chosen),
-        indices=chosen,
-        labels=labels,
-        scores=scores.numpy(),
-        clip=measure(by_clip.flatten(0, 1), np.repeat(labels, views.clips, axis=0), space),
-        video=measure(scores, labels, space),
-        unreadable=tuple(unreadable),
-        short=tuple(short),
-    )
+    chosen, order = torch.cat(indices).sort()
+    by_view = torch.cat(made).unflatten(0, (-1, views_per_video))[order]
+    return Outputs(chosen.numpy(), by_view, tuple(unreadable), tuple(short))

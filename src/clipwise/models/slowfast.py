@@ -131,7 +131,7 @@ class _Pathway(nn.Module):
         self.channels = channels
 
 
-class _Lateral(nn.Module):
+class Lateral(nn.Module):
     """From the fast pathway to the slow one: as many frames as the slow one has, twice the channels."""
 
     def __init__(self, channels: int, kernel: int, alpha: int) -> None:
@@ -196,7 +196,7 @@ class SlowFast(VideoNetwork):
         self.slow = _Pathway(base_width, 2 * fast_width, (1, 1, 1, 3, 3), followed)
         self.fast = _Pathway(fast_width, 0, (5, 3, 3, 3, 3), set())
         joined = (fast_width, *(4 * fast_width * 2**stage for stage in range(3)))
-        self.laterals = nn.ModuleList(_Lateral(channels, fusion_kernel, alpha) for channels in joined)
+        self.laterals = nn.ModuleList(Lateral(channels, fusion_kernel, alpha) for channels in joined)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -5,9 +5,10 @@ import os
 import re
 import shutil
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,7 +16,10 @@ from clipwise.files import file_sha256, written_whole
 from clipwise.models.files import read_weight_file
 from clipwise.models.network import VideoNetwork, inflate
 
-__all__ = ["LoadReport", "grouped", "imagenet_file", "load_weights", "read_state_dict"]
+if TYPE_CHECKING:
+    from clipwise.checkpoint import Card
+
+__all__ = ["LoadReport", "grouped", "imagenet_file", "load_weights", "read_state_dict", "weight_file"]
 
 # torchvision's IMAGENET1K_V1 files, which the papers start from; the eight digits open the file's SHA-256.
 _IMAGENET = {
@@ -55,13 +59,18 @@ class LoadReport:
     """The network's keys that keep their start."""
     left: tuple[str, ...]
     """The file's keys that nothing took."""
+    reordered: bool = False
+    """Whether the head's rows were put into the order of the network's classes, by their names."""
 
     def __str__(self) -> str:
-        return (
-            f"weights from {self.source}: {len(self.matched)} tensors matched, {len(self.derived)} derived\n"
-            f"  new in the network: {grouped(self.new)}\n"
-            f"  left in the file:   {grouped(self.left)}"
-        )
+        lines = [
+            f"weights from {self.source}: {len(self.matched)} tensors matched, {len(self.derived)} derived",
+            f"new in the network: {grouped(self.new)}",
+            f"left in the file:   {grouped(self.left)}",
+        ]
+        if self.reordered:
+            lines.append("the file's classes are in another order: the head's rows were put into that of the data")
+        return "\n  ".join(lines)
 
 
 def imagenet_file(backbone: str) -> Path:
@@ -123,6 +132,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return read_weight_file(path).tensors
 
 
+def weight_file(source: str | Path) -> Path:
+    """The file that a path means: itself, or a run's best weights (its last ones where it was not validated)."""
+    path = Path(source)
+    if not path.is_dir():
+        return path
+    return next((path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), path)
+
+
 def load_weights(
     model: VideoNetwork,
     source: str | Path,
@@ -130,12 +147,18 @@ def load_weights(
     name: str,
     image_backbone: str | None = None,
     reset_head: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> LoadReport:
     """Load what fits of a weight file into a network, and say what did.
 
     2D kernels are inflated where the network's are 3D; a module that replaces an image convolution by smaller ones
     takes its parts. The image network's part must match whole: a file that lacks some of it, has more blocks, or other
     shapes is another network's. The head is loaded where it fits; ImageNet's 1000 classes are left where it does not.
+    Where both class lists are known – the file's stands in ``model.json`` beside it – the head's rows are taken by
+    name, and a head of other classes does not fit, however many they are.
+
+    The number of frames may differ, for most networks' weights are the same for any; those of TANet, TIN and TRN are
+    not, and such a file is refused.
 
     Args:
         model: the network, changed in place.
@@ -143,9 +166,11 @@ def load_weights(
         name: the network's registered name, for messages.
         image_backbone: whose ImageNet file ``"imagenet"`` means.
         reset_head: leave the file's head; without it, one that does not fit is refused.
+        classes: what the network's outputs stand for, where that is known.
 
     Raises:
-        ValueError: if the file cannot be read, is another network's, or has another number of classes.
+        ValueError: if the file cannot be read, is another network's or for another number of frames, or has other
+            classes.
         ConnectionError: see :func:`imagenet_file`.
     """
     if source == "imagenet":
@@ -160,11 +185,7 @@ def load_weights(
             )
         path = imagenet_file(image_backbone)
     else:
-        path = Path(source)
-        if path.is_dir():  # a run's folder, as the other verbs take it
-            path = next(
-                (path / name for name in ("best.safetensors", "last.safetensors") if (path / name).is_file()), path
-            )
+        path = weight_file(source)
     state = model.from_image(read_state_dict(path))
     unfit = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if unfit:
@@ -194,15 +215,37 @@ def load_weights(
             sources.add(key)
         else:
             wrong.append(f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}")
-    head = {key: state[key] for key in _HEAD if key in state}
-    head_fits = [value.shape for value in head.values()] == [own[key].shape for key in _HEAD]
-    if head_fits and not reset_head:
-        loaded |= head
+    card = _card_beside(path)
     if wrong:
+        if card and card.config.name == name and card.config.num_frames != model.num_frames:
+            raise ValueError(
+                f"{path}: was trained with {card.config.num_frames} frames a clip, and the weights of {name} depend on "
+                f"that: {grouped(key.split(' ')[0] for key in wrong)}. Keep model.num_frames={card.config.num_frames}, "
+                f"or start {model.num_frames} frames from other weights"
+            )
         raise ValueError(
             f"{path}: {len(wrong)} tensors have other shapes than {name}'s, the first {wrong[0]}; "
             "the file belongs to another network or width (TANet, TIN, TRN: also to another number of frames)"
         )
+    head = {key: state[key] for key in _HEAD if key in state}
+    head_fits = [value.shape for value in head.values()] == [own[key].shape for key in _HEAD]
+    reordered = False
+    if head_fits and not reset_head:
+        theirs = card.label_space.classes if card and classes is not None else None
+        if theirs is None or classes is None or theirs == tuple(classes):
+            loaded |= head
+        elif set(theirs) == set(classes):
+            place = {known: row for row, known in enumerate(theirs)}
+            derived |= {key: value[[place[known] for known in classes]] for key, value in head.items()}
+            sources |= set(head)
+            reordered = True
+        else:
+            lost, new = sorted(set(theirs) - set(classes)), sorted(set(classes) - set(theirs))
+            raise ValueError(
+                f"{path}: its head has as many classes as the data and not the same: {len(lost)} of them the data has "
+                f"not ({', '.join(lost[:3])}), {len(new)} of the data's it has not ({', '.join(new[:3])}); to keep the "
+                "rest and start a new head, say so: --reset-head, or reset_head=True in Python"
+            )
     if not loaded and not derived:
         some = ", ".join(list(state)[:3])
         raise ValueError(
@@ -241,4 +284,12 @@ def load_weights(
         left=tuple(
             k for k in state if k not in loaded and (k not in sources or not derived) and not k.endswith(counters)
         ),
+        reordered=reordered,
     )
+
+
+def _card_beside(path: Path) -> "Card | None":
+    """What a file's folder says of it, where the folder is this project's."""
+    from clipwise.checkpoint import CARD, read_card  # which builds networks, and so imports this module
+
+    return read_card(path) if path.suffix == ".safetensors" and (path.parent / CARD).is_file() else None

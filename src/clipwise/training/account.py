@@ -25,6 +25,7 @@ __all__ = [
     "append_epoch",
     "drop_epochs_after",
     "is_run",
+    "kept_weights",
     "read_unreadable",
     "video",
     "videos_hash",
@@ -39,12 +40,13 @@ _EPOCHS = "epochs.csv"
 _UNREADABLE = "unreadable.json"
 
 
-Video = tuple[str, float | None, float | None]
+Video = tuple[str, float | None, float | None] | tuple[str, float | None, float | None, bool]
 
 
 def video(item: Item) -> Video:
-    """What tells a video, or a segment of one, from the others of its manifest: name, start and end."""
-    return item.name, item.start, item.end
+    """What tells a video, or a segment of one, from the others of its manifest: name, start, end and, where it is
+    played backwards, True."""
+    return (item.name, item.start, item.end, *((True,) if item.reversed else ()))
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def write_account(
     validation: Manifest | None,
     recipe: str | None,
     weights: LoadReport | None,
+    processes: int,
 ) -> None:
     """Write all that is known before the first step."""
     write_json(folder / _CONFIG, config.to_dict())
@@ -180,11 +183,20 @@ def write_account(
         },
         "weights": {"source": weights.source, "sha256": weights.sha256} if weights else None,
         "effective_lr": config.training.effective_lr,
+        "kept_weights": kept_weights(config),
+        "processes": processes,
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
     write_json(folder / _RUN, origin)
+
+
+def kept_weights(config: Config) -> str:
+    """What a run's weight files hold, in words."""
+    if config.training.ema:
+        return f"the exponential mean of weights and BatchNorm statistics, decay {config.training.ema:g} a step"
+    return "the weights of the step"
 
 
 def append_epoch(folder: Path, log: EpochLog) -> None:

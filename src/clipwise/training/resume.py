@@ -1,8 +1,9 @@
-"""The state a run continues from: weights, optimiser and the number of steps done.
+"""The state a run continues from: weights and their mean, optimiser and the number of steps done.
 
 Everything else – the order of videos, crops, flips, dropout, the learning rate – follows from the seed and the step,
 so a run that was stopped ends with the weights of one that was not: bit for bit on a CPU, and on a GPU as far as two
-runs that were never stopped agree there.
+runs that were never stopped agree there. With several processes, whose number may change, it does to rounding, for the
+order in which gradients are added is the library's affair.
 """
 
 import contextlib
@@ -15,10 +16,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from clipwise.files import written_whole
 
-__all__ = ["STATE", "EpochSoFar", "Resumed", "StopRequest", "load_state", "save_state", "signals_restored"]
+__all__ = [
+    "STATE",
+    "EpochSoFar",
+    "Resumed",
+    "StopRequest",
+    "hear_of_deaths_between_steps",
+    "load_state",
+    "save_state",
+    "signals_restored",
+]
 
 STATE = "resume.ckpt"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -40,12 +51,15 @@ class Resumed(NamedTuple):
     optimizer: dict[str, Any]
     best: float | None
     epoch: EpochSoFar
+    mean: dict[str, Any] | None
+    """Of ``AveragedModel``, where the run keeps a mean of its weights."""
 
 
 def save_state(
     folder: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    mean: AveragedModel | None,
     *,
     step: int,
     best: float | None,
@@ -58,6 +72,7 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "best": best,
         "epoch": tuple(epoch),
+        "mean": mean.state_dict() if mean else None,
     }
     with written_whole(folder / STATE) as partial:
         torch.save(state, partial)
@@ -75,7 +90,8 @@ def load_state(folder: Path, model: nn.Module) -> Resumed:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
-        return Resumed(int(state["step"]), state["optimizer"], state["best"], EpochSoFar(*state["epoch"]))
+        epoch = EpochSoFar(*state["epoch"])
+        return Resumed(int(state["step"]), state["optimizer"], state["best"], epoch, state.get("mean"))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: cannot be resumed from ({(str(error) or repr(error)).splitlines()[0]}); start anew"
@@ -103,10 +119,21 @@ class StopRequest:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def hear_of_deaths_between_steps() -> None:
+    """Let the death of a loader process be noticed where the next batch is asked for.
+
+    PyTorch, once it has such processes, raises it from a signal handler wherever the program is: between the step that
+    was made and its being counted, or where other processes wait for this one's gradients.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def signals_restored() -> Iterator[None]:
-    """Put the handlers of both signals back at the end, whoever changed them."""
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    """Put the handlers of all these signals back at the end, whoever changed them."""
+    numbers = [*_SIGNALS, *([signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:

@@ -1,24 +1,31 @@
-"""A training run: from configuration and manifest to a folder of weights, logs and the account of both."""
+"""A training run: from configuration and manifest to a folder of weights, logs and the account of both.
+
+Under ``torchrun`` every process runs this; all of them compute what follows from data and configuration, and the first
+one alone reads weights to start from, writes, and reports (:mod:`clipwise.processes`).
+"""
 
 import logging
+import os
 import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipwise.checkpoint import write_card, write_weights
 from clipwise.config import Config, TrainingConfig, load_config, override_reading
-from clipwise.data.dataset import DrawSampler, TrainingClips, collate
+from clipwise.data.dataset import DrawSampler, TrainingClips
 from clipwise.data.decode import DecodeError
 from clipwise.data.failures import (
     Failure,
@@ -30,19 +37,21 @@ from clipwise.data.failures import (
 )
 from clipwise.data.manifest import Manifest
 from clipwise.data.prefetch import DevicePrefetcher
-from clipwise.data.workers import leave_signals_to_parent
+from clipwise.data.shared_buffers import ClipLoader
 from clipwise.evaluation.protocols import Evaluation, evaluate_model
-from clipwise.files import write_json
+from clipwise.files import held_alone, write_json
 from clipwise.models.complexity import count_parameters
 from clipwise.models.network import VideoNetwork, channels_last
 from clipwise.models.registry import create_model, model_entry
 from clipwise.models.weights import LoadReport, load_weights
+from clipwise.processes import Processes, join
 from clipwise.training.account import (
     EpochLog,
     RunAccount,
     append_epoch,
     drop_epochs_after,
     is_run,
+    kept_weights,
     read_unreadable,
     videos_hash,
     write_account,
@@ -53,6 +62,7 @@ from clipwise.training.resume import (
     EpochSoFar,
     Resumed,
     StopRequest,
+    hear_of_deaths_between_steps,
     load_state,
     save_state,
     signals_restored,
@@ -79,6 +89,7 @@ class RunStart:
     ignored: tuple[str, ...]
     """What lies in the data's folder and is no video."""
     weights: LoadReport | None
+    processes: int
     steps: int
     """Of the whole run."""
     done: int
@@ -218,8 +229,10 @@ def train(
             ``data.workers``.
         resume: continue the run in ``output`` as it was begun.
         overwrite: replace the run in ``output``; it is deleted once the new one has something to keep.
-        reset_head: start a new head where ``model.weights`` has one of another number of classes.
-        reporter: hears of progress.
+        reset_head: start a new head where ``model.weights`` has one of other classes.
+        reporter: hears of progress; of several processes, the first one's.
+
+    Where ``torchrun`` started several processes, all call this with the same arguments and share each step's clips.
 
     Raises:
         ValueError: for data, weights, settings or a folder that cannot be used; nothing is written then.
@@ -230,7 +243,53 @@ def train(
         KeyboardInterrupt: for a second Ctrl-C; the first stops the run after its step, and it returns.
     """
     output = Path(output).resolve()
-    _put_back(_aside(output), output)
+    processes = join()
+    with processes.together(), _alone(output) if processes.first else nullcontext():
+        if processes.first:
+            _put_back(_aside(output), output)
+        processes.exchange()
+        return _train(
+            data,
+            output,
+            recipe=recipe,
+            overrides=overrides,
+            resume=resume,
+            overwrite=overwrite,
+            reset_head=reset_head,
+            reporter=reporter if processes.first else None,
+            processes=processes,
+        )
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Refuse a second run in the same folder at the same time."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(held_alone(output))
+        except ValueError as error:
+            raise ValueError(f"{error}, which trains there; wait for it to end, or give another --output") from error
+        except OSError as error:
+            # A mounted volume may be a folder that can be written in one that cannot: then there is no lock.
+            if not os.access(output, os.W_OK):
+                raise ValueError(
+                    f"{output}: cannot be written ({error.strerror or error}); give another --output"
+                ) from error
+        yield
+
+
+def _train(
+    data: str | Path | Manifest | None,
+    output: Path,
+    *,
+    recipe: str | Path | Config | None,
+    overrides: Sequence[str],
+    resume: bool,
+    overwrite: bool,
+    reset_head: bool,
+    reporter: Reporter | None,
+    processes: Processes,
+) -> RunResult:
     if resume:
         if recipe is not None or overwrite or reset_head:
             raise ValueError(
@@ -259,8 +318,9 @@ def train(
             f"{manifest.source}: its videos or their labels are not those that the run in {output} was begun with"
         )
     others = tuple(split for split in manifest.splits if split != config.data.train_split)
-    if not resume:
+    if not resume and processes.first:
         _check_folder(output, overwrite=overwrite)
+    _check_processes(config, len(train), processes)
     settings = config.training
     sampler = DrawSampler(
         _strata(train),
@@ -268,6 +328,8 @@ def train(
         epochs=settings.epochs,
         balanced=settings.balanced,
         seed=settings.seed,
+        rank=processes.rank,
+        processes=processes.count,
     )
     torch.manual_seed(settings.seed)
     model = create_model(
@@ -279,21 +341,61 @@ def train(
     if resume:
         resumed = load_state(output, model)
         sampler.start = resumed.step
-        return _Run(config, model, train, validation, sampler, output, reporter, resumed, None, others).go()
+        _delete_partial_files(output, processes)
+        return _Run(config, model, train, validation, sampler, output, reporter, resumed, None, others, processes).go()
     loaded = None
-    if config.model.weights is not None:
+    if config.model.weights is not None and processes.first:
         loaded = load_weights(
             model,
             config.model.weights,
             name=config.model.name,
             image_backbone=model_entry(config.model.name, config.model.options.get("backbone")).image_backbone,
             reset_head=reset_head,
+            classes=manifest.classes,
         )
-    with _new_folder(output):
+    with _new_folder(output) if processes.first else nullcontext():
         named = None if recipe is None or isinstance(recipe, Config) else str(recipe)
-        write_card(output, config.model, manifest.label_space, config.views)
-        write_account(output, config, train, validation, named, loaded)
-        return _Run(config, model, train, validation, sampler, output, reporter, None, loaded, others).go()
+        if processes.first:
+            write_card(output, config.model, manifest.label_space, config.views, kept_weights(config))
+            write_account(output, config, train, validation, named, loaded, processes.count)
+        return _Run(config, model, train, validation, sampler, output, reporter, None, loaded, others, processes).go()
+
+
+def _check_processes(config: Config, videos: int, processes: Processes) -> None:
+    """Refuse what cannot be trained in so many processes, or on such a device."""
+    training, count, local = config.training, processes.count, processes.local_count
+    if training.sync_batch_norm and not torch.cuda.is_available():
+        raise ValueError(
+            "training.sync_batch_norm runs on GPUs only, for PyTorch has no other; there is none here: set it to false"
+        )
+    if torch.cuda.is_available() and local > torch.cuda.device_count():
+        raise ValueError(
+            f"{local} processes on a machine with {torch.cuda.device_count()} GPUs: start as many as there are GPUs "
+            "(torchrun --nproc-per-node)"
+        )
+    if training.batch_size % count or training.batch_size < count * training.accumulate:
+        raise ValueError(
+            f"training.batch_size, the clips of a step, must be a multiple of the {count} processes that share it, and "
+            f"at least {training.accumulate} (training.accumulate) for each, got {training.batch_size}"
+        )
+    last = videos % training.batch_size or training.batch_size
+    if training.sync_batch_norm and count > 1 and not training.balanced and last // count < training.accumulate:
+        raise ValueError(
+            f"an epoch's last step has {last} clips, too few for {count} processes with training.sync_batch_norm; take "
+            "another training.batch_size, or leave sync_batch_norm out"
+        )
+    if config.data.in_memory and local > 1:
+        raise ValueError(
+            f"each of {local} processes would hold all videos in memory: leave data.in_memory out, and pack the videos "
+            "instead (`clipwise data pack`), whose pages processes share"
+        )
+
+
+def _delete_partial_files(output: Path, processes: Processes) -> None:
+    """Delete what a run that was killed had half written; files of that name are never taken for whole ones."""
+    for name in (STATE, "best.safetensors", "last.safetensors") if processes.first else ():
+        for partial in output.glob(f".{name}.*"):
+            partial.unlink(missing_ok=True)
 
 
 def _check_folder(output: Path, *, overwrite: bool) -> None:
@@ -375,7 +477,11 @@ class _Run(pl.Callback):
         resumed: Resumed | None,
         loaded: LoadReport | None,
         other_splits: tuple[str, ...],
+        processes: Processes,
     ) -> None:
+        self.processes = processes
+        self.mean: AveragedModel | None = None
+        """Of the weights; what is validated and kept, where the configuration asks for it."""
         self.other_splits = other_splits
         self.config = config
         self.model = model
@@ -406,7 +512,15 @@ class _Run(pl.Callback):
             self.unreadable,
             steps_per_epoch=sampler.steps_per_epoch,
             start=sampler.start,
+            processes=processes,
         )
+        if config.training.sync_batch_norm and processes.count > 1:  # one alone has no group to be synchronised in
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+    @property
+    def kept(self) -> VideoNetwork:
+        """The network whose weights are validated and written."""
+        return cast(VideoNetwork, self.mean.module) if self.mean else self.model
 
     def go(self) -> RunResult:
         if self.reporter:
@@ -420,6 +534,7 @@ class _Run(pl.Callback):
                     other_splits=self.other_splits,
                     ignored=self.train.ignored,
                     weights=self.loaded,
+                    processes=self.processes.count,
                     steps=self.sampler.steps,
                     done=self.sampler.start,
                     on_error=self.config.data.on_error,
@@ -427,13 +542,14 @@ class _Run(pl.Callback):
             )
         if self.task.step < self.sampler.steps:
             self._fit()
+        short = set().union(*self.processes.gather(self.task.short_videos))
         return RunResult(
             folder=self.output,
             finished=self.task.step >= self.sampler.steps,
             step=self.task.step,
             best=self.best,
             epochs=tuple(self.epochs),
-            short_videos=tuple(self.train[index].name for index in sorted(self.task.short_videos)),
+            short_videos=tuple(self.train[index].name for index in sorted(short)),
             unreadable=(*self.unreadable, *self.unreadable_in_validation.values()),
         )
 
@@ -441,7 +557,7 @@ class _Run(pl.Callback):
         training, cuda = self.config.training, torch.cuda.is_available()
         if self.config.data.in_memory:
             self._hold_in_memory()
-        loader = DataLoader(
+        loader = ClipLoader(
             TrainingClips(
                 self.train,
                 num_frames=self.config.model.num_frames,
@@ -449,19 +565,22 @@ class _Run(pl.Callback):
                 data=self.config.data,
                 augmentation=self.config.augmentation,
                 seed=training.seed,
+                twins=training.twins,
             ),
             batch_sampler=self.sampler,
             num_workers=self.config.data.workers,
-            collate_fn=collate,
-            worker_init_fn=leave_signals_to_parent,
             pin_memory=cuda,
         )
         channels_last(self.model)
-        self.board = _tensorboard(self.output, self.sampler.start)
+        self.board = _tensorboard(self.output, self.sampler.start) if self.processes.first else None
+        device = torch.device("cuda", self.processes.local_rank) if cuda else torch.device("cpu")
         with _quiet_lightning(), signals_restored(), _interrupted_as_such(), deaths_explained():
             pl.Trainer(
                 accelerator="gpu" if cuda else "cpu",
-                devices=1,
+                devices=self.processes.local_count,
+                num_nodes=self.processes.count // self.processes.local_count,
+                # Buffers before each validation alone: the first process's are what is kept.
+                strategy=DDPStrategy(broadcast_buffers=False) if self.processes.count > 1 else "auto",
                 precision="bf16-mixed" if training.precision == "bf16" else "32-true",
                 max_epochs=1,
                 gradient_clip_val=training.gradient_clip,
@@ -472,7 +591,7 @@ class _Run(pl.Callback):
                 enable_model_summary=False,
                 use_distributed_sampler=False,
                 limit_val_batches=0,
-            ).fit(self.task, DevicePrefetcher(loader, torch.device("cuda" if cuda else "cpu")))
+            ).fit(self.task, DevicePrefetcher(loader, device))
         if self.board:
             self.board.close()
 
@@ -490,8 +609,18 @@ class _Run(pl.Callback):
         self.stop.listen()
         if self.resumed:
             trainer.optimizers[0].load_state_dict(self.resumed.optimizer)
-            drop_epochs_after(self.output, self.resumed.step)
+            if self.processes.first:
+                drop_epochs_after(self.output, self.resumed.step)
+        if decay := self.config.training.ema:
+            self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+            if self.resumed and self.resumed.mean:
+                self.mean.load_state_dict(self.resumed.mean)
         self._begin_epoch(self.resumed.epoch if self.resumed else EpochSoFar())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, task: pl.LightningModule, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        hear_of_deaths_between_steps()
 
     def on_train_batch_end(
         self,
@@ -501,26 +630,28 @@ class _Run(pl.Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        # A batch of which nothing could be read has neither.
-        clips, loss = (len(batch["label"]), float(outputs["loss"])) if "label" in batch else (0, 0.0)
-        if batch["failures"] and self.reporter:
-            self.reporter.failed(batch["failures"])
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        clips, loss, rate = self.task.clips, self.task.loss, self.task.rate
+        if self.task.failures and self.reporter:
+            self.reporter.failed(self.task.failures)
         self.loss_sum += loss * clips
         self.clips += clips
         self.task.step += 1
+        if self.mean:
+            self.mean.update_parameters(self.model)
         if self.board and clips:
             self.board.add_scalar("train/loss", loss, self.task.step)
             self.board.add_scalar("train/lr", rate, self.task.step)
         if self.reporter:
             self.reporter.stepped(step=self.task.step, loss=loss, lr=rate, clips=clips)
-        if self.task.step % self.sampler.steps_per_epoch == 0:
+        epoch_ends = self.task.step % self.sampler.steps_per_epoch == 0
+        if epoch_ends:
             self._end_epoch(trainer, rate, batch)
-        elif self.stop:
+        if not any(asked for (asked,) in self.processes.exchange(bool(self.stop))):
+            return
+        if not epoch_ends:
             self.task.check_sound(batch)
             self._save(trainer)
-        if self.stop:
-            trainer.should_stop = True
+        trainer.should_stop = True
 
     def on_exception(self, trainer: pl.Trainer, task: pl.LightningModule, exception: BaseException) -> None:
         # The network is sound, and its last steps are worth keeping.
@@ -542,17 +673,17 @@ class _Run(pl.Callback):
             evaluation = self._validate()
         except _UNREAD:
             # The epoch is trained; a run that resumes begins the next one.
-            write_weights(self.model, self.output / "last.safetensors")
+            if self.processes.first:
+                write_weights(self.kept, self.output / "last.safetensors")
             self._begin_epoch(EpochSoFar())
             raise
-        write_weights(self.model, self.output / "last.safetensors")
         figures = evaluation.video if evaluation else None
         numbers = dict(figures.figures) if figures else {}
+        better = False
         if figures:
             figure = numbers["mean_average_precision" if self.train.multi_label else self.config.training.best_by]
-            if self.best is None or figure > self.best:
-                self.best = figure
-                write_weights(self.model, self.output / "best.safetensors")
+            better = self.best is None or figure > self.best
+            self.best = figure if better else self.best
         log = EpochLog(
             epoch=self.task.step // self.sampler.steps_per_epoch,
             step=self.task.step,
@@ -565,12 +696,8 @@ class _Run(pl.Callback):
             seconds=time.perf_counter() - self.epoch_start,
             more=numbers,
         )
-        append_epoch(self.output, log)
-        if evaluation and figures:
-            for key, value in figures.figures.items() if self.board else ():
-                self.board.add_scalar(f"validation/{key}", value, log.step)
-            result = evaluation.to_dict(self.train.label_space)
-            write_json(self.output / "validation.json", {"epoch": log.epoch, **result})
+        if self.processes.first:
+            self._write(log, evaluation, better=better)
         # Last of all: a run that is killed before this repeats the epoch, and its line with it.
         self._begin_epoch(EpochSoFar())
         self._save(trainer)
@@ -578,11 +705,24 @@ class _Run(pl.Callback):
         if self.reporter:
             self.reporter.epoch_ended(log, evaluation)
 
+    def _write(self, log: EpochLog, evaluation: Evaluation | None, *, better: bool) -> None:
+        write_weights(self.kept, self.output / "last.safetensors")
+        if better:
+            write_weights(self.kept, self.output / "best.safetensors")
+        append_epoch(self.output, log)
+        if evaluation:
+            if self.board:
+                for key, value in evaluation.video.figures.items():
+                    self.board.add_scalar(f"validation/{key}", value, log.step)
+            result = evaluation.to_dict(self.train.label_space)
+            write_json(self.output / "validation.json", {"epoch": log.epoch, **result})
+
     def _validate(self) -> Evaluation | None:
         if self.validation is None:
             return None
+        self.processes.same_buffers(self.kept)
         evaluation = evaluate_model(
-            self.model,
+            self.kept,
             self.validation,
             self.config.views,
             num_frames=self.config.model.num_frames,
@@ -591,14 +731,25 @@ class _Run(pl.Callback):
             precision=self.config.training.precision,
             on_error=self.config.data.on_error,
             max_failed=self.config.data.max_failed,
+            processes=self.processes,
         )
         self.unreadable_in_validation |= {failure.video: failure for failure in evaluation.unreadable}
         return evaluation
 
     def _save(self, trainer: pl.Trainer) -> None:
+        if not self.processes.first:
+            return
         write_unreadable(self.output, self.unreadable, self.unreadable_in_validation.values())
         so_far = EpochSoFar(self.loss_sum, self.clips, time.perf_counter() - self.epoch_start if self.clips else 0.0)
-        save_state(self.output, self.model, trainer.optimizers[0], step=self.task.step, best=self.best, epoch=so_far)
+        save_state(
+            self.output,
+            self.model,
+            trainer.optimizers[0],
+            self.mean,
+            step=self.task.step,
+            best=self.best,
+            epoch=so_far,
+        )
 
 
 @contextmanager
@@ -622,6 +773,8 @@ def _quiet_lightning() -> Iterator[None]:
             logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning.*")
+            # Of kernels with sides of 1, whose strides may be written in two ways.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
