@@ -376,9 +376,7 @@ def test_recipes_are_listed_and_printed() -> None:
     runner = CliRunner()
     listed = runner.invoke(application(), ["recipes", "stc_light*"]).stdout.splitlines()
     assert [line.split()[0] for line in listed] == [name for name in recipe_names() if name.startswith("stc_light")]
-    assert (
-        runner.invoke(application(), ["recipes", "stm_8f_ssv1"]).stdout.strip() == recipe_text("stm_8f_ssv1").strip()
-    )
+    assert runner.invoke(application(), ["recipes", "stm_8f_ssv1"]).stdout.strip() == recipe_text("stm_8f_ssv1").strip()
     rows = json.loads(runner.invoke(application(), ["recipes", "--json"]).stdout)
     assert rows == [{"name": name, "title": header(name)["Title"][0]} for name in recipe_names()]
 

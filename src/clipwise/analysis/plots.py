@@ -1,4 +1,5 @@
-"""Pictures of results: confusion matrix, accuracy within pairs of classes, strips of frames.
+"""Pictures of results: confusion matrix, accuracy within pairs of classes or by the order of frames, a study's runs,
+strips of frames.
 
 Drawn without a display and without pyplot's global state, so they may be drawn in any thread. Colours are
 told apart by the colour-blind. The file's ending gives the format: .png, .svg, .pdf.
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from clipwise.files import written_whole
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette.
@@ -166,6 +168,69 @@ def pair_accuracy(
     _save(figure, path)
 
 
+def order_accuracy(
+    path: str | os.PathLike[str],
+    rows: Sequence[str],
+    results: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str,
+) -> None:
+    """Draw accuracies in percent as bars: a panel for each network, a row for each class, a colour for each order.
+
+    `results` maps a network's name and then an order's to one accuracy for each of `rows`; the last row, a mean over
+    classes, stands a little apart.
+
+    Raises ValueError for fewer than two rows, no network, another number of accuracies than of rows, or one outside 0
+    to 100.
+    """
+    if len(rows) < 2 or not results:
+        raise ValueError(f"at least two rows and one network can be drawn; got {len(rows)} and {len(results)}")
+    for network, by_order in results.items():
+        for order, accuracies in by_order.items():
+            if len(accuracies) != len(rows) or not all(0 <= accuracy <= 100 for accuracy in accuracies):
+                raise ValueError(
+                    f"{network}, {order}: {len(rows)} accuracies in 0 to 100 are drawn; got {list(accuracies)}"
+                )
+    names = [_shortened(row.replace("_", " "), 34) for row in rows]
+    orders = list(next(iter(results.values())))
+    thickness = 0.84 / len(orders)
+    at = np.append(np.arange(len(rows) - 1, dtype=float), len(rows) - 0.75)
+    # Inches.
+    margin, panel, gap = 0.4 + max(map(len, names)) * 0.078, 2.7, 0.5
+    width = max(margin + len(results) * (panel + gap) + 0.1, 5.5)
+    high = (len(rows) + 0.25) * max(0.42, 0.13 * len(orders))
+    height = high + 1.75
+    figure = _figure(width, height)
+    for place, (network, by_order) in enumerate(results.items()):
+        left = margin + place * (panel + gap)
+        axes = figure.add_axes((left / width, 0.6 / height, panel / width, high / height))
+        for number, (order, accuracies) in enumerate(by_order.items()):
+            bars = at - 0.42 + thickness * (number + 0.5)
+            axes.barh(bars, accuracies, height=thickness * 0.9, color=_COLOURS[number], label=order)
+        axes.axhline(len(rows) - 1.375, color="#BBBBBB", linewidth=0.8)
+        axes.set_yticks(at, names if place == 0 else [""] * len(rows), fontsize=10, color=_INK)
+        axes.get_yticklabels()[-1].set_fontweight("bold")
+        axes.set_ylim(at[-1] + 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        axes.set_xticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
+        axes.set_title(_shortened(network, 36), fontsize=10, color=_INK, loc="left")
+        axes.xaxis.grid(True, color="#E6E6E6")
+        axes.set_axisbelow(True)
+        _plain(axes, "videos of the class that are right" if place == 0 else "")
+        axes.tick_params(axis="y", labelsize=10)
+    _title(figure, title)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="upper left",
+        bbox_to_anchor=(0.1 / width, 1 - 0.45 / height),
+        ncols=len(orders),
+        frameon=False,
+        fontsize=10,
+        handlelength=1.2,
+        columnspacing=1.6,
+    )
+    _save(figure, path)
+
+
 def frame_strip(path: str | os.PathLike[str], rows: Sequence[tuple[str, NDArray[np.uint8]]]) -> None:
     """Draw a contact sheet: each row a label and its frames (T,H,W,3) uint8, time going right.
 
@@ -200,6 +265,113 @@ def frame_strip(path: str | os.PathLike[str], rows: Sequence[tuple[str, NDArray[
         top -= 0.1
     figure.text(1 - edge / width, 1 - (edge + 0.05) / height, "time →", fontsize=9, color=_QUIET, va="top", ha="right")
     _save(figure, path)
+
+
+def study_figure(
+    path: str | os.PathLike[str],
+    results: Mapping[str, Sequence[float]],
+    gmacs: Mapping[str, float],
+    title: str,
+    axis: str,
+) -> None:
+    """Draw each variant's runs as points on a row with their mean and sample deviation; where variants differ in MACs,
+    beside it the means against them.
+
+    `results` maps a variant's label to a figure of each seed, which may be none; `gmacs` to a video's GMACs; `axis`
+    says what the figures are.
+
+    Raises ValueError if no variant has a result.
+    """
+    means = {label: float(np.mean(values)) for label, values in results.items() if values}
+    if not means:
+        raise ValueError(f"no variant of {', '.join(results) or 'none'} has a result to draw")
+    names = {label: _shortened(label, 44) for label in results}
+    cost = {label: gmacs[label] for label in means}
+    against_macs = len(means) > 1 and max(cost.values()) > 1.02 * min(cost.values())
+    # Inches.
+    left = 0.35 + max(map(len, names.values())) * 0.076
+    row, above, below, wide = 0.34, 0.75, 0.6, 4.6
+    body = max(row * len(results), 2.6 if against_macs else 1.0)
+    width, height = left + wide + 0.75 + (5.4 if against_macs else 0), above + body + below
+    figure = _figure(width, height)
+    axes = figure.add_axes((left / width, below / height, wide / width, body / height))
+    values = [value for each in results.values() for value in each]
+    margin = max(0.06 * (max(values) - min(values)), 1.0)
+    low, high = min(values) - margin, max(values) + margin
+    for place, (label, each) in enumerate(results.items()):
+        if not each:
+            axes.text((low + high) / 2, place, "not run", ha="center", va="center", fontsize=9, color=_QUIET)
+            continue
+        mean = means[label]
+        if len(each) > 1:
+            spread = float(np.std(each, ddof=1))
+            axes.plot([mean - spread, mean + spread], [place] * 2, color=_COLOURS[0], linewidth=5, alpha=0.3, zorder=1)
+        axes.plot(each, [place] * len(each), "o", markersize=4.5, color="white", markeredgecolor=_INK, zorder=3)
+        axes.plot([mean], [place], "D", markersize=7.5, color=_COLOURS[0], zorder=2)
+        axes.text(
+            1.015, place, f"{mean:.1f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=_INK
+        )
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set_yticks(range(len(results)), list(names.values()), fontsize=9, color=_INK)
+    axes.xaxis.grid(True, color="#E6E6E6")
+    axes.set_axisbelow(True)
+    _plain(axes, axis)
+    if against_macs:
+        axes = figure.add_axes(((left + wide + 1.45) / width, below / height, 4.4 / width, body / height))
+        if max(cost.values()) > 5 * min(cost.values()):
+            axes.set_xscale("log")
+        axes.scatter(list(cost.values()), list(means.values()), marker="D", s=36, color=_COLOURS[0], zorder=3)
+        axes.margins(x=0.12, y=0.12)
+        axes.grid(True, color="#E6E6E6")
+        axes.set_axisbelow(True)
+        axes.set_ylabel(axis, fontsize=9, color=_QUIET)
+        _plain(axes, "GMACs of a video's views")
+        _name_points(axes, [(cost[label], mean, _shortened(label, 24)) for label, mean in means.items()])
+    _title(figure, title)
+    figure.text(
+        0.2 / width,
+        1 - 0.45 / height,
+        "◆ mean   ○ a seed   shaded: ± sample deviation",
+        fontsize=9,
+        color=_QUIET,
+        va="top",
+    )
+    _save(figure, path)
+
+
+def _plain(axes: "Axes", axis: str) -> None:
+    """Axes without a frame, with small grey numbers."""
+    axes.set_xlabel(axis, fontsize=9, color=_QUIET)
+    axes.tick_params(length=0, labelsize=9)
+    axes.tick_params(axis="x", colors=_QUIET)
+    axes.spines[:].set_visible(False)
+
+
+def _name_points(axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside points, from the highest down, each below those that it would lie upon."""
+    axes.autoscale_view()
+    pixels = 72 / axes.figure.dpi
+    right = axes.get_window_extent().x1 * pixels
+    taken: list[tuple[float, float, float]] = []  # begin, end and height of a name, in points
+    for x, y, name in sorted(points, key=lambda point: -point[1]):
+        at, up = axes.transData.transform((x, y)) * pixels
+        long = len(name) * 4.8
+        begin = at + 6 if at + 6 + long <= right + 30 else at - 6 - long
+        high = up
+        for other_begin, other_end, other_high in taken:
+            if begin < other_end and other_begin < begin + long:
+                high = min(high, other_high - 9)
+        taken.append((begin, begin + long, high))
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(begin - at, high - up),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=_INK,
+        )
 
 
 def _figure(width: float, height: float) -> "Figure":

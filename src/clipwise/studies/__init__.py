@@ -1,0 +1,1 @@
+"""The papers' studies as data, and what runs them and writes their tables."""

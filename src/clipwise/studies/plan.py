@@ -1,0 +1,404 @@
+"""From a study and the user's settings to trainings: which there are, what each needs, and what lies there already."""
+
+import csv
+import difflib
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipwise.config import READING, Config, ViewsConfig, load_config, override_views
+from clipwise.data.manifest import Manifest
+from clipwise.files import file_sha256, portable_path
+from clipwise.models.complexity import count_macs, count_parameters
+from clipwise.models.registry import create_model
+from clipwise.models.weights import weight_file
+from clipwise.studies.study import Study, Variant
+from clipwise.training.account import RunAccount, is_run, videos_hash
+from clipwise.training.run import split_manifest
+
+__all__ = [
+    "Plan",
+    "Request",
+    "Row",
+    "Standing",
+    "Training",
+    "choose_variants",
+    "flat",
+    "hash_of",
+    "is_remnant",
+    "make_plan",
+    "standing",
+]
+
+_LAST = "last.safetensors"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    study: Study
+    output: Path
+    data: Path | None = None
+    """None for the rendered set."""
+    recipe: str | None = None
+    backbone: str = "resnet50"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    variants: tuple[str, ...] = ()
+    """Labels; all of the study when empty."""
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds are different numbers from 0 on, such as 0,1,2; got {self.seeds}")
+        for name, instead in (("model.name", "the study's variants name it"), ("training.seed", "--seeds gives them")):
+            if any(override.partition("=")[0].strip() == name for override in self.overrides):
+                raise ValueError(f"--set {name} does not go with a study: {instead}")
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The labels of the variants to run."""
+        return self.variants or tuple(variant.label for variant in self.study.variants)
+
+    def command(self, *, whole: bool = False) -> str:
+        """The command that begins this, and goes on with it; of the ``whole`` study, or what was asked of it."""
+        words = ["clipwise", "reproduce", self.study.name, *([str(self.data)] if self.data else [])]
+        words += ["--output", str(self.output)]
+        words += ["--recipe", self.recipe] if self.recipe else []
+        words += ["--backbone", self.backbone] if self.backbone != Request.backbone else []
+        words += ["--seeds", ",".join(map(str, self.seeds))]
+        chosen = [variant.slug for variant in self.study.variants if variant.label in self.variants]
+        words += ["--variants", ",".join(chosen)] if chosen and not whole else []
+        for override in self.overrides:
+            words += ["--set", override]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run: a network with one seed, for one variant or several that differ in testing alone."""
+
+    label: str
+    """Of the first of these variants."""
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+    """``--set`` of ``clipwise train``."""
+    config: Config
+    macs: int
+    """Of one clip as trained."""
+    start: "Training | None"
+    """The run whose last weights it starts from."""
+
+    @property
+    def name(self) -> str:
+        """For a person: ``CSTM, seed 0``."""
+        return f"{self.label}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What the training printed."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant on this data and backbone."""
+
+    variant: Variant
+    model: str
+    options: dict[str, Any]
+    parameters: int
+    macs: int
+    """Of one clip as tested."""
+    views: ViewsConfig
+    """In testing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole study: rows, and the training of each row and seed."""
+
+    request: Request
+    recipe: str | None
+    data: Path
+    """Of the videos."""
+    manifest: Manifest
+    base: Config
+    """As recipe and ``--set`` give it, before any variant."""
+    metric: str
+    """The figure that is compared."""
+    rows: tuple[Row, ...]
+    trainings: dict[tuple[str, int], Training]
+    """By label and seed: of all seeds asked for, and of those that lie in the folder besides."""
+    parts: dict[int, tuple[Manifest, Manifest]]
+    """By seed the videos to train on and to test on; without splits in the data each seed holds others out."""
+
+    @property
+    def distinct(self) -> list[Training]:
+        """All trainings, each once."""
+        return list({training.folder: training for training in self.trainings.values()}.values())
+
+    @property
+    def asked(self) -> list[Training]:
+        """The trainings asked for and those they start from, each once: seed by seed, so that a table fills early."""
+        return self._of(self.request.asked)
+
+    @property
+    def whole(self) -> list[Training]:
+        """The same of all variants of the study."""
+        return self._of(row.variant.label for row in self.rows)
+
+    def _of(self, labels: Iterable[str]) -> list[Training]:
+        labels = tuple(labels)
+        found: dict[Path, Training] = {}
+        for seed in self.request.seeds:
+            for label in labels:
+                for training in _with_starts(self.trainings[label, seed]):
+                    found[training.folder] = training
+        return list(found.values())
+
+
+def _with_starts(training: Training) -> Iterator[Training]:
+    if training.start:
+        yield from _with_starts(training.start)
+    yield training
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a training is."""
+
+    epochs: int
+    seconds: float
+    """Of these epochs together."""
+    finished: bool
+
+
+def standing(training: Training) -> Standing:
+    """How far a training is, from the log of its epochs."""
+    try:
+        with (training.folder / "epochs.csv").open(newline="", encoding="utf-8") as file:
+            rows = [(int(row["epoch"]), float(row["seconds"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError):  # not there yet, or a line that is just being written
+        rows = []
+    epochs = max((epoch for epoch, _ in rows), default=0)
+    finished = epochs >= training.config.training.epochs and (training.folder / _LAST).is_file()
+    return Standing(epochs, sum(seconds for _, seconds in rows), finished)
+
+
+def choose_variants(study: Study, names: Sequence[str]) -> tuple[str, ...]:
+    """Labels of variants from their labels, or from what their folders are called.
+
+    Raises:
+        ValueError: for a name that is neither; the message gives the nearest.
+    """
+    known = {name: variant.label for variant in study.variants for name in (variant.slug, variant.label)}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=4) or [variant.label for variant in study.variants]
+            raise ValueError(f"{study.name} has no variant {name!r}; there are {', '.join(near)}")
+    return tuple(dict.fromkeys(known[name] for name in names))
+
+
+def make_plan(request: Request, *, data: Path, recipe: str | None) -> Plan:
+    """Work a study out on its data, and check what the folder holds against it.
+
+    Raises:
+        ValueError: for settings, data or a network that cannot be used, and for a folder that holds a run of other
+            settings or data; the message names the difference.
+    """
+    study = request.study
+    base = load_config(recipe, request.overrides)
+    manifest = Manifest.read(data)
+    if base.data.head is not None:
+        manifest = manifest.with_head(base.data.head)
+    manifest.check_files()
+    seeds = sorted({*request.seeds, *_seeds_there(request.output, study)})
+    rows: list[Row] = []
+    trainings: dict[tuple[str, int], Training] = {}
+    parts: dict[int, tuple[Manifest, Manifest]] = {}
+    for variant in study.variants:  # what others start from stands before them
+        name, options, overrides = _settings(request, base, variant)
+        try:
+            config = load_config(recipe, overrides)
+            views = override_views(config.views, variant.views)
+            with torch.device("meta"):
+                model = create_model(
+                    name, num_classes=len(manifest.classes), num_frames=config.model.num_frames, **options
+                )
+        except ValueError as error:
+            raise ValueError(f"{study.name}, variant {variant.label}: {error}") from error
+        trained = count_macs(model, config.views.size)
+        tested = trained if views.size == config.views.size else count_macs(model, views.size)
+        rows.append(Row(variant, name, options, count_parameters(model), tested, views))
+        shared = study.training_of(variant.label)
+        for seed in seeds:
+            if shared is not variant:
+                trainings[variant.label, seed] = trainings[shared.label, seed]
+                continue
+            start = trainings[variant.start, seed] if variant.start is not None else None
+            own = [*overrides, f"training.seed={seed}"]
+            if start:
+                own.append(f"model.weights={_yaml(portable_path(start.folder / _LAST, Path.cwd()))}")
+            config = load_config(recipe, own)
+            folder = request.output / f"{variant.slug}_seed{seed}"
+            trainings[variant.label, seed] = Training(variant.label, seed, folder, tuple(own), config, trained, start)
+            if seed not in parts:
+                parts[seed] = _parts(manifest, config)
+    plan = Plan(
+        request=request,
+        recipe=recipe,
+        data=data,
+        manifest=manifest,
+        base=base,
+        metric="mean_average_precision" if manifest.multi_label else base.training.best_by,
+        rows=tuple(rows),
+        trainings=trainings,
+        parts=parts,
+    )
+    for training in plan.distinct:
+        _check_folder(training, *parts[training.seed])
+    return plan
+
+
+def _parts(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
+    train, validation = split_manifest(manifest, config)
+    if validation is None:
+        raise ValueError(
+            f"{manifest.source}: no split {config.data.validation_split!r} to test on; there is: "
+            f"{', '.join(manifest.splits)}; name one by --set data.validation_split=NAME"
+        )
+    return train, validation
+
+
+def _settings(request: Request, base: Config, variant: Variant) -> tuple[str, dict[str, Any], list[str]]:
+    """A variant's network, its options, and all overrides of the recipe but the seed and the start."""
+    given = {_field(override): override for override in request.overrides}
+    fields = list(map(_field, variant.training))
+    fields += [f"model.options.{key}" for key, value in variant.options.items() if value is not None]
+    for name in fields:  # a variant's start wins: it may be the only one that there is
+        if name in given and name != "model.weights":
+            raise ValueError(
+                f"--set {given[name]}: {request.study.name} sets {name} itself, for its variant {variant.label}; "
+                "leave it out"
+            )
+    name = variant.model.replace("{backbone}", request.backbone)
+    options = {**base.model.options, **variant.options}
+    options = {key: value for key, value in options.items() if value is not None}
+    return (
+        name,
+        options,
+        [
+            *request.overrides,
+            f"model.name={name}",
+            f"model.options={_yaml(options)}",
+            *variant.training,
+        ],
+    )
+
+
+def _field(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
+def _yaml(value: Any) -> str:
+    """A value as ``--set`` reads it, in one line."""
+    import yaml
+
+    plain = json.loads(json.dumps(value))  # tuples are lists in YAML
+    return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("\n").removesuffix("\n...")
+
+
+def _seeds_there(output: Path, study: Study) -> set[int]:
+    """Seeds of the runs that lie in the study's folder."""
+    slugs = "|".join(re.escape(variant.slug) for variant in study.variants)
+    names = [path.name for path in output.iterdir() if path.is_dir()] if output.is_dir() else []
+    return {int(found[1]) for name in names if (found := re.fullmatch(rf"(?:{slugs})_seed(\d+)", name))}
+
+
+def is_remnant(folder: Path) -> bool:
+    """Whether a folder holds nothing but the first files of a training that was killed as it began."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return names <= {"model.json", "config.json", "splits.json"}
+
+
+def _check_folder(training: Training, train: Manifest, validation: Manifest) -> None:
+    """Raises ValueError where a training's folder holds another one."""
+    folder = training.folder
+    if not folder.is_dir() or is_remnant(folder):
+        return
+    if not is_run(folder):
+        raise ValueError(f"{folder}: holds files that are no training run; move them away, or give another --output")
+    account = RunAccount.read(folder)
+    there, wanted = _effective(account.config), _effective(training.config)
+    differences = [
+        f"{key} is {there.get(key)} there and {wanted.get(key)} here"
+        for key in sorted({*there, *wanted} - {*READING, "model.weights"})
+        if there.get(key) != wanted.get(key)
+    ]
+    recorded = (account.origin.get("weights") or {}).get("sha256")
+    if not _same_weights(account.config.model.weights, recorded, training.config.model.weights):
+        differences.append(
+            f"model.weights is {account.config.model.weights} there and {training.config.model.weights} here"
+        )
+    if not _same_videos(account, train, validation):
+        differences.append("the videos or their labels are others")
+    if differences:
+        raise ValueError(
+            f"{folder}: holds another run than the study's {training.name}: {'; '.join(differences)}; give the "
+            "settings and data that it was begun with, or another --output"
+        )
+
+
+def _effective(config: Config) -> dict[str, Any]:
+    """The values that training depends on: milestones are of the schedule by steps alone."""
+    if config.training.schedule != "steps":
+        config = replace(config, training=replace(config.training, milestones=()))
+    return flat(config.to_dict())
+
+
+def _same_videos(account: RunAccount, train: Manifest, validation: Manifest) -> bool:
+    data = account.origin["data"]
+    if "videos_sha256" in data:
+        return bool(data["videos_sha256"] == videos_hash(train, validation))
+    # The first accounts had no such hash, nor names of segments.
+    counts = (data["training_videos"], data["validation_videos"])
+    return bool(data["classes_sha256"] == train.classes_hash and counts == (len(train), len(validation)))
+
+
+def _same_weights(there: str | None, recorded: str | None, wanted: str | None) -> bool:
+    """Whether two settings of ``model.weights`` mean one file, ``recorded`` being the SHA-256 of the first."""
+    if wanted in (None, "imagenet") or there in (None, "imagenet"):
+        return there == wanted
+    file = weight_file(wanted)
+    if file.is_file() and recorded:
+        return hash_of(file) == recorded
+    return os.path.realpath(there) == os.path.realpath(wanted)
+
+
+def hash_of(file: Path) -> str:
+    """SHA-256 of a file's bytes, read again only where it has changed."""
+    return _hash(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _hash(file: Path, _changed: int) -> str:
+    return file_sha256(file)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration's values by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

@@ -1,0 +1,437 @@
+"""`clipwise reproduce`: what was run stays run, whatever ends the runner, and the table says what there is."""
+
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+from conftest import SMALL
+
+import clipwise
+from clipwise.cli import main
+from clipwise.files import file_sha256
+from clipwise.studies import runner
+from clipwise.studies.plan import Plan, Request, Training, choose_variants, standing
+from clipwise.studies.runner import plan_study, run_study
+from clipwise.studies.study import Claim, Study, Variant, find_study, study_names
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="studies are run on Linux and macOS")
+
+TSN = Variant("TSN", "tsn_{backbone}", published={"SSv1 top-1": 19.7})
+STUDY = Study(
+    "tiny",
+    "A tiny study",
+    "no paper",
+    variants=(
+        TSN,
+        Variant("TSN 3 crops", "tsn_{backbone}", views=("views.crops=3",)),
+        Variant("TSM", "tsm_{backbone}"),
+    ),
+    claims=(Claim("TSM ≥ TSN", "TSM", "TSN"),),
+)
+SETTINGS = tuple(field for field in SMALL if not field.startswith("model.name"))
+
+
+def request(output: Path, videos: Path, study: Study = STUDY, *more: str, **options: Any) -> Request:
+    options = {"seeds": (0, 1), "backbone": "resnet18", **options}
+    return Request(study=study, output=output, data=videos, overrides=(*SETTINGS, *more), **options)
+
+
+def train(plan: Plan, training: Training, **options: Any) -> None:
+    """What the training's process would do, in this one, which has torch loaded already."""
+    clipwise.train(plan.data, training.folder, recipe=training.config, **options)
+
+
+@pytest.fixture(scope="module")
+def complete(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose trainings are all finished and tested; not to be changed."""
+    folder = tmp_path_factory.mktemp("studies") / "complete"
+    plan = plan_study(request(folder, videos))
+    for training in plan.asked:
+        train(plan, training)
+    assert run_study(request(folder, videos)).complete
+    return folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    study: dict[str, Any] = json.loads((folder / "study.json").read_text())
+    return study
+
+
+def test_a_study_is_a_table_of_means_over_seeds(complete: Path, videos: Path) -> None:
+    study = read(complete)
+    assert {"study", "title", "source", "note", "command", "data", "recipe", "backbone", "metric", "device"} <= set(
+        study
+    )
+    assert {"threads", "versions", "seeds", "variants", "claims", "missing"} <= set(study)
+    assert study["missing"] == []
+    assert study["data"]["validation_videos"] == 8
+    tsn, crops, tsm = study["variants"]
+    for variant in study["variants"]:
+        values = [run["figures"]["top1"] for run in variant["runs"]]
+        assert [run["seed"] for run in variant["runs"]] == [0, 1]
+        assert variant["mean"]["top1"] == pytest.approx(fmean(values), abs=1e-3)
+        assert variant["deviation"]["top1"] == pytest.approx(stdev(values), abs=1e-3)
+        assert fmean(variant["runs"][0]["per_class"].values()) == pytest.approx(
+            variant["runs"][0]["figures"]["mean_class_accuracy"], abs=0.01
+        )
+    # A shift costs nothing, a test with three crops three times as much.
+    assert (tsm["parameters"], tsm["macs"]) == (tsn["parameters"], tsn["macs"]) == (crops["parameters"], crops["macs"])
+    assert (tsn["views_per_video"], crops["views_per_video"]) == (1, 3)
+    assert tsn["published"] == {"SSv1 top-1": 19.7}
+    (claim,) = study["claims"]
+    assert claim["difference"] == pytest.approx(tsm["mean"]["top1"] - tsn["mean"]["top1"], abs=1e-3)
+    assert claim["holds"] == (claim["difference"] >= 0)
+    run = tsm["runs"][1]
+    assert run["config"]["model.name"] == "tsm_resnet18"
+    assert run["config"]["training.seed"] == 1
+    assert run["weights_sha256"] == file_sha256(complete / "tsm_seed1/last.safetensors")
+    text = (complete / "study.md").read_text()
+    assert f"| TSM | {tsm['parameters'] / 1e6:.2f} |" in text
+    assert "TSM ≥ TSN: " in text
+    assert (complete / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_variants_that_differ_in_testing_alone_share_a_training(complete: Path) -> None:
+    folders = sorted(path.name for path in complete.iterdir() if path.is_dir())
+    assert folders == ["tsm_seed0", "tsm_seed1", "tsn_seed0", "tsn_seed1"]
+    tsn, crops, _ = read(complete)["variants"]
+    for one, three in zip(tsn["runs"], crops["runs"], strict=True):
+        assert one["weights_sha256"] == three["weights_sha256"]
+    views = [
+        json.loads((complete / f"tsn_seed0/evaluation_{slug}.json").read_text()) for slug in ("tsn", "tsn_3_crops")
+    ]
+    assert [record["protocol"]["views"]["crops"] for record in views] == [1, 3]
+
+
+def test_what_is_complete_is_not_run_again_and_written_the_same(complete: Path, videos: Path, tmp_path: Path) -> None:
+    names = ["study.json", "study.md", "study.png"]
+    before = [(complete / name).read_bytes() for name in names]
+    tested = (complete / "tsm_seed0/evaluation_tsm.json").stat().st_mtime_ns
+    outcome = run_study(request(complete, videos), reporter=NothingBegins())
+    assert (outcome.complete, outcome.hours_left) == (True, 0)
+    assert [(complete / name).read_bytes() for name in names] == before
+    assert (complete / "tsm_seed0/evaluation_tsm.json").stat().st_mtime_ns == tested
+
+
+class Watch:
+    """A reporter that does nothing."""
+
+    def planned(self, **_: Any) -> None: ...
+
+    def began(self, training: Training, *_: Any) -> None: ...
+
+    def advanced(self, training: Training, there: Any) -> None: ...
+
+    def ended(self, *_: Any) -> None: ...
+
+    def tested(self, *_: Any) -> None: ...
+
+
+class NothingBegins(Watch):
+    def began(self, training: Training, *_: Any) -> None:
+        raise AssertionError(f"{training.name} was begun")
+
+
+class Interrupt(Watch):
+    """Presses Ctrl-C once a training has made another epoch."""
+
+    def began(self, training: Training, there: Any, _: Any) -> None:
+        self.before = there.epochs
+
+    def advanced(self, training: Training, there: Any) -> None:
+        if there.epochs > self.before:
+            self.before = 1_000_000
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class StopAfter:
+    """A training's reporter that presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def started(self, *_: Any) -> None: ...
+
+    def stepped(self, *, step: int, **_: Any) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def epoch_ended(self, *_: Any) -> None: ...
+
+    def failed(self, *_: Any) -> None: ...
+
+
+def test_a_failed_training_is_named_and_the_others_go_on(complete: Path, videos: Path, tmp_path: Path) -> None:
+    """One training is broken, one was stopped in mid-epoch, the rest are finished."""
+    study = replace(
+        STUDY, variants=(*STUDY.variants, Variant("broken", "tsn_{backbone}", training=("training.lr=1e30",)))
+    )
+    folder = tmp_path / "study"
+    shutil.copytree(complete, folder)
+    shutil.rmtree(folder / "tsm_seed1")
+    asked = request(folder, videos, study, variants=("TSN", "TSM", "broken"))
+    plan = plan_study(asked)
+    train(plan, plan.trainings["TSM", 1], reporter=StopAfter(4))
+    for part in ("tsn_seed0/epochs.csv", "tsn_seed0/config.json"):  # that it counts as finished rests on these
+        assert (folder / part).is_file()
+    outcome = run_study(replace(asked, seeds=(1,)), jobs=2)
+    assert file_sha256(folder / "tsm_seed1/last.safetensors") == file_sha256(complete / "tsm_seed1/last.safetensors")
+    (failed,) = outcome.failed
+    assert (failed.name, failed.how) == ("broken, seed 1", "exit status 1")
+    assert "lower training.lr" in " ".join(failed.last_lines)
+    assert (outcome.complete, outcome.interrupted) == (False, False)
+    assert outcome.study["missing"] == [{"variant": "broken", "seed": 1}]
+    tsn, *_, tsm, broken = outcome.study["variants"]
+    # What lies in the folder of other seeds is in the table too.
+    assert [[run["seed"] for run in variant["runs"]] for variant in (tsn, tsm, broken)] == [[0, 1], [0, 1], []]
+    runs = read(complete)["variants"][2]["runs"]
+    assert [run["figures"] for run in tsm["runs"]] == [run["figures"] for run in runs]
+    assert "go" in (folder / "tsm_seed1.log").read_text()
+
+
+def test_whatever_ends_a_runner_its_trainings_go_on_where_they_were(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    asked = request(folder, videos, STUDY, "training.epochs=100000", variants=("TSM",), seeds=(0,))
+    (training,) = plan_study(asked).asked
+    killed = multiprocessing.get_context("fork").Process(target=run_study, args=(asked,))
+    killed.start()
+    until(lambda: standing(training).epochs > 0)
+    killed.kill()
+    killed.join()
+    # The training lives on: no other runner may touch its folder until it has ended.
+    with pytest.raises(ValueError, match="in use by another") as refused:
+        run_study(asked)
+    left = int(str(refused.value).partition("processes: ")[2].partition(")")[0].split(", ")[1])
+    os.kill(left, signal.SIGTERM)
+    until(lambda: not locked(folder))
+    epochs = standing(training).epochs
+    assert (training.folder / "resume.ckpt").is_file()
+
+    # It does not fit into the time, and would not into a whole sitting: it goes on, and is stopped at the limit.
+    outcome = run_study(asked, hours=0.5 / 3600)
+    assert (outcome.complete, outcome.failed, outcome.interrupted) == (False, (), False)
+    assert outcome.hours_left is not None
+    assert outcome.hours_left > 0
+
+    outcome = run_study(asked, reporter=Interrupt())
+    assert (outcome.complete, outcome.failed, outcome.interrupted) == (False, (), True)
+    assert standing(training).epochs > epochs
+    assert "go on with: clipwise train --resume" in training.log.read_text()
+    assert [run["variant"] for run in outcome.study["missing"]] == ["TSN", "TSN 3 crops", "TSM"]
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def locked(folder: Path) -> bool:
+    try:
+        with runner._locked(folder):
+            return False
+    except ValueError:
+        return True
+
+
+def test_no_training_is_begun_that_the_time_left_is_too_short_for(
+    complete: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(complete, folder)
+    shutil.rmtree(folder / "tsm_seed1")
+    for path in folder.glob("*/epochs.csv"):  # as if each epoch had taken half an hour
+        head, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([head, *(row.rpartition(",")[0] + ",1800" for row in rows)]) + "\n")
+    assert head.endswith(",seconds")
+    clock = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock.__setitem__(0, clock[0] + 1800) or clock[0])
+    outcome = run_study(request(folder, videos), hours=1.2, reporter=NothingBegins())
+    assert (outcome.complete, outcome.failed) == (False, ())
+    assert outcome.hours_left == pytest.approx(1.0)
+    assert outcome.study["missing"] == [{"variant": "TSM", "seed": 1}]
+
+
+def test_an_older_account_without_newer_fields_counts_and_another_configuration_does_not(
+    complete: Path, videos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(complete, folder)
+    path = folder / "tsm_seed0/config.json"
+    config = json.loads(path.read_text())
+    for field in ("twins", "ema", "accumulate", "lr_factors"):
+        del config["training"][field]
+    path.write_text(json.dumps(config))
+    more = "data.workers=1"  # changes nothing in what is trained
+    assert all(standing(training).finished for training in plan_study(request(folder, videos, STUDY, more)).asked)
+    with pytest.raises(ValueError, match=r"tsn_seed0: .*training\.epochs is 2 there and 3 here"):
+        plan_study(request(folder, videos, STUDY, "training.epochs=3"))
+    rows = (videos / "manifest.csv").read_text().splitlines()
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("\n".join([rows[0], *(f"{videos}/{row}" for row in rows[1:-1])]) + "\n")
+    with pytest.raises(ValueError, match="the videos or their labels are others"):
+        plan_study(request(folder, fewer))
+    shutil.rmtree(folder / "tsm_seed1")
+    (folder / "tsm_seed1").mkdir()
+    (folder / "tsm_seed1/thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="tsm_seed1: holds files that are no training run"):
+        plan_study(request(folder, videos))
+
+
+def test_a_variant_starts_from_anothers_last_weights_of_the_same_seed(
+    complete: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = Variant("TSM longer", "tsm_{backbone}", training=("training.momentum=0.8",), start="TSM")
+    study = replace(STUDY, variants=(*STUDY.variants, longer))
+    folder = tmp_path / "study"
+    shutil.copytree(complete, folder)
+    asked = request(folder, videos, study, variants=("TSM longer",), seeds=(1,))
+    plan = plan_study(asked)
+    assert [training.folder.name for training in plan.asked] == ["tsm_seed1", "tsm_longer_seed1"]
+    own = plan.trainings["TSM longer", 1]
+    assert own.start is plan.trainings["TSM", 1]
+    train(plan, own)
+    weights = json.loads((own.folder / "run.json").read_text())["weights"]
+    assert weights["sha256"] == file_sha256(folder / "tsm_seed1/last.safetensors")
+    # Weights are the same by what they hold, from whichever folder they are named.
+    monkeypatch.chdir(tmp_path)
+    assert all(standing(training).finished for training in plan_study(replace(asked, output=Path("study"))).asked)
+    shutil.copy(folder / "tsm_seed0/last.safetensors", folder / "tsm_seed1/last.safetensors")
+    with pytest.raises(ValueError, match=r"tsm_longer_seed1: .*model\.weights"):
+        plan_study(asked)
+
+
+def command(
+    arguments: list[str | Path],
+    study: Study | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[int, str, str]:
+    """`clipwise reproduce` in this process, where ``study`` is all there is: exit status, stdout and stderr."""
+    if study is not None:
+        monkeypatch.setattr("clipwise.studies.study.find_study", lambda _: study)
+    monkeypatch.setattr(sys, "argv", ["clipwise", "reproduce", *map(str, arguments)])
+    status = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    return status, *capsys.readouterr()
+
+
+def options(*more: str) -> list[str]:
+    return ["--backbone", "resnet18", *more, *(word for setting in SETTINGS for word in ("--set", setting))]
+
+
+def test_show_prints_the_table_and_what_is_missing(
+    complete: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = command(["tiny", "-o", complete, "--show"], STUDY, monkeypatch, capsys)
+    assert status == 0
+    assert "TSN 3 crops" in out
+    assert "TSM ≥ TSN: " in out
+    assert command(["tiny", "-o", complete, "--show", "--json"], STUDY, monkeypatch, capsys)[1] == (
+        json.dumps(read(complete), ensure_ascii=False) + "\n"
+    )
+    # Nothing was run: a step of each network is timed, and nothing written.
+    new = tmp_path / "new"
+    status, out, err = command(["tiny", videos, "-o", new, "--show", *options()], STUDY, monkeypatch, capsys)
+    assert status == 1
+    assert "TSM (seed 0, 1, 2)" in err
+    assert "an estimate): clipwise reproduce tiny " in err
+    assert not new.exists()
+    other = replace(STUDY, name="other")
+    status, _, err = command(["other", "-o", complete, "--show"], other, monkeypatch, capsys)
+    assert status == 1
+    assert "holds the study tiny; give other another --output" in err
+
+
+def test_the_command_that_goes_on_goes_on(
+    complete: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a folder"
+    shutil.copytree(complete, folder)
+    arguments = ["tiny", videos, "-o", folder, "--seeds", "0,1,2", "--hours", "0", *options()]
+    status, _, err = command(arguments, STUDY, monkeypatch, capsys)
+    assert status == 1
+    assert "missing: TSN (seed 2); TSN 3 crops (seed 2); TSM (seed 2)" in err
+    words = shlex.split(err.rpartition("an estimate): ")[2])
+    assert words[:3] == ["clipwise", "reproduce", "tiny"]
+    fewer = [word if word != "0,1,2" else "0,1" for word in words[2:]]
+    assert command(fewer, STUDY, monkeypatch, capsys)[0] == 0
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is(videos: Path, tmp_path: Path) -> None:
+    def refused(study: Study = STUDY, *more: str, **options: Any) -> str:
+        with pytest.raises(ValueError, match=r"\S") as error:
+            plan_study(request(tmp_path / "study", videos, study, *more, **options))
+        return str(error.value)
+
+    assert "variant wrong: tsm_resnet18 has no option alpha" in refused(
+        replace(STUDY, variants=(TSN, Variant("wrong", "tsm_{backbone}", {"alpha": 1})))
+    )
+    frames = replace(STUDY, variants=(TSN, Variant("8f", "tsn_{backbone}", training=("model.num_frames=8",))))
+    assert "--set model.num_frames=4: tiny sets model.num_frames itself, for its variant 8f" in refused(frames)
+    assert "no split 'dev' to test on; there is: train, val" in refused(STUDY, "data.validation_split=dev")
+    for field in ("model.name=stm_resnet18", "training.seed=3"):
+        with pytest.raises(ValueError, match="does not go with a study"):
+            request(tmp_path, videos, STUDY, field)
+    with pytest.raises(ValueError, match="tiny has no variant 'TSMM'; there are TSM"):
+        choose_variants(STUDY, ["TSMM"])
+    assert choose_variants(STUDY, ["tsn_3_crops", "TSM"]) == ("TSN 3 crops", "TSM")
+
+
+def test_an_option_that_a_variant_takes_away_is_not_given(videos: Path, tmp_path: Path) -> None:
+    """A recipe's caffe_stride, say, which another family of networks does not know."""
+    study = replace(STUDY, variants=(TSN, Variant("without", "tsn_{backbone}", {"base_width": None})))
+    plan = plan_study(request(tmp_path / "study", videos, study))
+    assert [row.options for row in plan.rows] == [{"base_width": 16}, {}]
+    assert plan.trainings["without", 0].config.model.options == {}
+
+
+def test_a_training_that_was_killed_as_it_began_is_begun_anew(complete: Path, videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    shutil.copytree(complete, folder)
+    for name in ("tsn_seed0", "tsn_seed1", "tsm_seed0"):
+        (folder / name / "epochs.csv").unlink()
+    for path in (folder / "tsn_seed0").iterdir():
+        if path.name != "model.json":  # the first file that is written
+            path.unlink()
+    (folder / "tsn_seed1/resume.ckpt").unlink()
+    plan = plan_study(request(folder, videos, STUDY, "data.on_error=skip"))
+
+    def arguments(label: str, seed: int) -> list[str]:
+        return runner._arguments(plan.trainings[label, seed], plan)
+
+    assert "--overwrite" not in arguments("TSN", 0)
+    assert not (folder / "tsn_seed0").exists()
+    assert "--overwrite" in arguments("TSN", 1)
+    assert arguments("TSM", 0)[3:] == ["--resume", "--set", 'data.on_error="skip"']
+
+
+def test_the_page_lists_all_studies(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    studies = [find_study(name) for name in study_names()]
+    trainings = [len({study.training_of(variant.label).label for variant in study.variants}) for study in studies]
+    table = "\n".join(
+        f"| `{study.name}` | {study.title} | {study.source} | {len(study.variants)} | {number} |"
+        for study, number in zip(studies, trainings, strict=True)
+    )
+    page = (Path(__file__).parents[1] / "docs/studies.md").read_text()
+    assert "\n".join(re.findall(r"^\| `.*", page, re.M)) == table
+    status, out, _ = command(["--json"], None, monkeypatch, capsys)
+    assert (status, [study["trainings"] for study in json.loads(out)]) == (0, trainings)
+    status, _, err = command(["stm_module"], None, monkeypatch, capsys)
+    assert (status, "near it: stm_modules" in err) == (1, True)
