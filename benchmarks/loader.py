@@ -13,7 +13,7 @@ readers   8 frames spread over a clip, and 32 consecutive ones with a stride of 
 
 stores    the same from packs and shards of these clips, through ``Manifest.open``
 index     what making a file's packet index costs, and what keeping it spares: short clips, and 5 minutes
-loader    training clips through a ``DataLoader`` process beside the bare steps (read, crop and resize)
+loader    training clips through a loader process beside the bare steps (read, crop and resize)
 memory    a loader process's memory over many samples
 
 Rivals that are not installed are left out, with the reason. The readers' frames are compared with ours: the share of
@@ -33,7 +33,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,16 @@ from reader import age_heap, n1, n2, processor, quartiles, real, scene
 from torch.utils.data import DataLoader
 
 from clipwise.config import AugmentationConfig, DataConfig
-from clipwise.data.dataset import Draw, TrainingClips, collate
+from clipwise.data.dataset import Draw, TrainingClips
 from clipwise.data.decode import VideoFile
 from clipwise.data.manifest import Manifest
 from clipwise.data.pack import pack
 from clipwise.data.shards import write_shards
+from clipwise.data.shared_buffers import ClipLoader
 from clipwise.data.transforms import Box, crop_resize, flip
 
 Reader = Callable[[str, list[int]], np.ndarray]
+PARTS = ("readers", "stores", "index", "loader", "memory")
 REQUESTS = {"sparse 8": 8, "dense 32×2": 32}
 SIDE = 224
 
@@ -295,7 +297,7 @@ def goals(result: dict[str, Any]) -> dict[str, Any]:
     """Where ours is slower than a rival, by CPU time and by wall time; and whether it leads on H.264 long GOP."""
     slower: list[str] = []
     leads: dict[str, float] = {}
-    for processes, groups in result["readers"].items():
+    for processes, groups in result.get("readers", {}).items():
         for group, requests in groups.items():
             for request in REQUESTS:
                 for rival in ("torchcodec", "decord2"):
@@ -312,9 +314,12 @@ def goals(result: dict[str, Any]) -> dict[str, Any]:
         "stores, times the originals": {
             store: {
                 group: {request: row[request][store]["times_originals"] for request in REQUESTS}
-                for group, row in result["stores"].items()
+                for group, row in result.get("stores", {}).items()
             }
             for store in ("shards jpeg", "shards uint8", "shards h264", "pack jpeg", "pack uint8")
+        },
+        "loader over bare steps": {
+            group: row["loader_over_bare_steps"] for group, row in result.get("loader", {}).items()
         },
     }
 
@@ -418,16 +423,24 @@ class Ready(torch.utils.data.Dataset[Any]):
         return {"clip": self.clip, "label": 0, "index": draw.video, "available": 8}
 
 
-def through_loader(clips: Any, batches: list[list[Draw]]) -> float:
-    """Seconds for all batches from one loader process, from when the first has come."""
-    iterator = iter(
-        DataLoader(clips, batch_sampler=[batches[0], *batches], num_workers=1, collate_fn=collate)  # type: ignore[arg-type]
-    )
-    next(iterator)
-    begin = time.perf_counter()
-    for _ in iterator:
+def clocked(work: Iterable[object]) -> tuple[float, float]:
+    """Seconds that going through it takes, and this process's CPU seconds in them."""
+    begin, spent = time.perf_counter(), time.process_time()
+    for _ in work:
         pass
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - spent
+
+
+def through_loader(clips: Any, batches: list[list[Draw]]) -> tuple[float, float]:
+    """As :func:`clocked`, for all batches from one loader process that is under way; CPU seconds of both processes."""
+    first = batches[:4]
+    iterator: Any = iter(ClipLoader(clips, batch_sampler=[*first, *batches], num_workers=1))
+    clock = ~iterator._workers[0].pid << 3 | 2  # as Linux names that process's CPU time
+    for _ in first:
+        next(iterator)
+    before = time.clock_gettime(clock)
+    wall, own = clocked(next(iterator) for _ in batches)
+    return wall, own + time.clock_gettime(clock) - before
 
 
 def loader_overhead(
@@ -435,57 +448,63 @@ def loader_overhead(
 ) -> dict[str, Any]:
     """A loader process's seconds a clip beside those of the bare steps: read, crop and resize, flip every other.
 
-    "handing over" is a loader whose clips cost nothing: fresh shared memory for 1.2 MB a clip.
+    "handing over" is a loader whose clips cost nothing: copying 1.2 MB a clip to where the main process sees it, and
+    telling it so. CPU seconds are those of both processes together.
     """
     result: dict[str, Any] = {}
     for group, files in groups.items():
         listing = folder / f"{len(result)}.csv"
         listing.write_text("path,label\n" + "".join(f"{path},{number % 2}\n" for number, path in enumerate(files)))
-        clips = clips_of(Manifest.read(listing))
-        begin = time.perf_counter()
-        for number in range(len(files)):
-            clips[Draw(number, number)]
-        passes = max(4, round(seconds_each / (time.perf_counter() - begin)))
-        draws = [Draw(number % len(files), number) for number in range(passes * len(files))]
-        batches = [draws[start : start + 8] for start in range(0, len(draws), 8)]
-        begin_box = Box(0, 0, 210, 210)
-        seconds: dict[str, list[float]] = {"read": [], "read, crop, resize": [], "items": [], "loader": []}
-        seconds["handing over"] = []
-        for turn in range(rounds + 1):
-            times = {}
-            begin = time.perf_counter()
-            for draw in draws:
-                with VideoFile(files[draw.video]) as video:
-                    video.read(clips.sample(video.num_frames, rng=np.random.default_rng([0, 1, draw.number])))
-            times["read"] = time.perf_counter() - begin
-            begin = time.perf_counter()
-            for draw in draws:
-                with VideoFile(files[draw.video]) as video:
-                    frames = video.read(clips.sample(video.num_frames, rng=np.random.default_rng([0, 1, draw.number])))
-                side = min(210, *frames.shape[1:3])
-                clip = crop_resize(frames, begin_box._replace(height=side, width=side), SIDE)
-                if draw.number % 2:
-                    flip(clip)
-            times["read, crop, resize"] = time.perf_counter() - begin
-            begin = time.perf_counter()
-            for draw in draws:
-                clips[draw]
-            times["items"] = time.perf_counter() - begin
-            times["loader"] = through_loader(clips, batches)
-            times["handing over"] = through_loader(Ready(), batches)
-            for name, spent in times.items() if turn else ():
-                seconds[name].append(1e3 * spent / len(draws))
-        middle = {name: statistics.median(values) for name, values in seconds.items()}
+        milliseconds = loader_times(clips_of(Manifest.read(listing)), files, rounds, seconds_each)
+
+        def over(way: str, bare: str, clock: int, of: dict[str, list[tuple[float, float]]] = milliseconds) -> float:
+            return round(statistics.median(a[clock] / b[clock] for a, b in zip(of[way], of[bare], strict=True)) - 1, 3)
+
         result[group] = {
-            "milliseconds_a_clip": {name: quartiles(values) for name, values in seconds.items()},
-            "handing_over_milliseconds": round(middle["handing over"], 3),
-            "items_over_bare_steps": round(middle["items"] / middle["read, crop, resize"] - 1, 3),
-            "loader_over_bare_steps": round(middle["loader"] / middle["read, crop, resize"] - 1, 3),
-            "loader_over_reading_alone": round(middle["loader"] / middle["read"] - 1, 3),
+            "milliseconds_a_clip": {way: quartiles([wall for wall, _ in of]) for way, of in milliseconds.items()},
+            "cpu_milliseconds_a_clip": {way: quartiles([cpu for _, cpu in of]) for way, of in milliseconds.items()},
+            "handing_over_milliseconds": round(statistics.median(wall for wall, _ in milliseconds["handing over"]), 3),
+            "items_over_bare_steps": over("items", "read, crop, resize", 0),
+            "loader_over_bare_steps": over("loader", "read, crop, resize", 0),
+            "loader_over_bare_steps_cpu": over("loader", "read, crop, resize", 1),
+            "loader_over_reading_alone": over("loader", "read", 0),
         }
         shown = {key: value for key, value in result[group].items() if "over" in key}
         print(f"loader: {group:28}{shown}", flush=True)
     return result
+
+
+def loader_times(
+    clips: TrainingClips, files: list[str], rounds: int, seconds_each: float
+) -> dict[str, list[tuple[float, float]]]:
+    """Milliseconds a clip, and CPU milliseconds, of each way and round."""
+    once, _ = clocked(clips[Draw(number, number)] for number in range(len(files)))
+    draws = [Draw(number % len(files), number) for number in range(max(4, round(seconds_each / once)) * len(files))]
+    batches = [draws[start : start + 8] for start in range(0, len(draws), 8)]
+
+    def read(draw: Draw) -> np.ndarray:
+        with VideoFile(files[draw.video]) as video:
+            return video.read(clips.sample(video.num_frames, rng=np.random.default_rng([0, 1, draw.number])))
+
+    def bare_steps(draw: Draw) -> None:
+        frames = read(draw)
+        side = min(210, *frames.shape[1:3])
+        clip = crop_resize(frames, Box(0, 0, side, side), SIDE)
+        if draw.number % 2:
+            flip(clip)
+
+    milliseconds: dict[str, list[tuple[float, float]]] = {}
+    for turn in range(rounds + 1):
+        for way, times in (
+            ("read", clocked(map(read, draws))),
+            ("read, crop, resize", clocked(map(bare_steps, draws))),
+            ("items", clocked(clips[draw] for draw in draws)),
+            ("loader", through_loader(clips, batches)),
+            ("handing over", through_loader(Ready(), batches)),
+        ):
+            if turn:  # the first warms up
+                milliseconds.setdefault(way, []).append((1e3 * times[0] / len(draws), 1e3 * times[1] / len(draws)))
+    return milliseconds
 
 
 class Watched(torch.utils.data.Dataset[Any]):
@@ -534,6 +553,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=10_000, help="for the memory (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the above (default: all)")
+    parser.add_argument("--groups", nargs="+", default=[""], help="clips whose group's name has one of these in it")
     arguments = parser.parse_args()
     if arguments.data is not None and not arguments.data.is_dir():
         parser.error(f"--data {arguments.data}: no such folder")
@@ -544,11 +565,15 @@ def main() -> None:
     load = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rendered = render(folder, arguments.clips, arguments.seed)
-        groups = dict(rendered)
+        chosen = [kind for kind in KINDS if any(part in kind for part in arguments.groups)]
+        rendered = render(folder, arguments.clips, arguments.seed) if chosen or "index" in arguments.parts else {}
+        groups = {kind: rendered[kind] for kind in chosen}
         if arguments.data is not None:
-            of_data = real(arguments.data, arguments.clips, arguments.seed)
-            groups |= {name: [str(path.resolve()) for path in files] for name, files in of_data.items()}
+            for name, files in real(arguments.data, arguments.clips, arguments.seed).items():
+                if any(part in name for part in arguments.groups):
+                    groups[name] = [str(path.resolve()) for path in files]
+        if not groups:
+            parser.error(f"--groups {' '.join(arguments.groups)}: no group has that in its name")
         counts = counts_of(groups)
         age_heap()
         result: dict[str, Any] = {
@@ -572,20 +597,24 @@ def main() -> None:
             },
             "command": f"python benchmarks/loader.py --data ../shared/data --clips {arguments.clips} "
             f"--rounds {arguments.rounds} --samples {arguments.samples} --seed {arguments.seed} --output …",
-            "agreement": agreement(groups, counts),
-            "readers": {},
         }
-        for processes in (1, 2):
-            result["readers"][f"{processes} process" + "es" * (processes > 1)] = race(
+        if "readers" in arguments.parts:
+            result["agreement"] = agreement(groups, counts)
+        for processes in (1, 2) if "readers" in arguments.parts else ():
+            result.setdefault("readers", {})[f"{processes} process" + "es" * (processes > 1)] = race(
                 groups, counts, processes, arguments.rounds
             )
             load.append(os.getloadavg())
-        kept = stores(groups, folder, min(3, arguments.rounds))
-        result["stores"], result["stores_megabytes"] = kept["groups"], kept["megabytes"]
-        result["index"] = index_costs(rendered, folder, arguments.rounds)
-        result["loader"] = loader_overhead(groups, folder, 3)
-        quick = {name: files for name, files in groups.items() if name.endswith(("adl", "handwash12"))} or rendered
-        result["memory"] = memory(quick, folder, arguments.samples)
+        if "stores" in arguments.parts:
+            kept = stores(groups, folder, min(3, arguments.rounds))
+            result["stores"], result["stores_megabytes"] = kept["groups"], kept["megabytes"]
+        if "index" in arguments.parts:
+            result["index"] = index_costs(rendered, folder, arguments.rounds)
+        if "loader" in arguments.parts:
+            result["loader"] = loader_overhead(groups, folder, 3)
+        if "memory" in arguments.parts:
+            quick = {name: files for name, files in groups.items() if name.endswith(("adl", "handwash12"))} or groups
+            result["memory"] = memory(quick, folder, arguments.samples)
         load.append(os.getloadavg())
         result["condition"]["load_average_1_minute"] = [round(one[0], 2) for one in load]
     result["goals"] = goals(result)

@@ -42,6 +42,7 @@ def settings(*more: str) -> list[str]:
         ["predict"],
         ["models"],
         ["demo"],
+        ["reproduce"],
         ["data"],
         ["data", "pack"],
         ["data", "synthesize"],

@@ -23,8 +23,8 @@ def application() -> typer.Typer:
         models,
         predict,
         protocols,
-        reproduce,
         recipes,
+        reproduce,
         train,
     )
 

@@ -1,4 +1,4 @@
-"""``clipwise data split``, ``check``, ``stats``: look at data before training, and divide it."""
+"""``clipwise data split``, ``check``, ``stats``, ``playback``: look at data before training, divide it, make a task."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipwise.data.stats import Stats
     from clipwise.data.table import Table
 
-__all__ = ["check", "split", "stats"]
+__all__ = ["check", "playback", "split", "stats"]
 
 _FIRST = 5  # of each kind, in the terminal
 
@@ -322,6 +322,41 @@ def _print_stats(found: "Stats") -> None:
             several.append(f"{len(counts) - _FIRST} more")
         if several:
             console.print(f"{what}: {', '.join(several)}", highlight=False)
+
+
+@data.command()
+def playback(
+    source: _Source,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT.csv", help="The manifest to write.")],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(help="Only videos of these classes, separated by commas; may be repeated. All if left out."),
+    ] = None,
+    overwrite: _Overwrite = False,
+) -> None:
+    """Make the task of telling forwards from backwards: each video once each way, labelled forward and reversed.
+
+    No frame by itself tells the two apart: a network that does uses time. Splits and all other columns are kept.
+
+    Example: `clipwise data playback manifest.csv directions.csv --classes sitting_down,standing_up`
+    """
+    from clipwise.data.manifest import Manifest
+    from clipwise.data.reversal import write_both_directions
+    from clipwise.data.table import Table
+
+    _may_write(output, overwrite, ".csv")
+    table = Table.read(source, what_for="playback")
+    _name_ignored(table)
+    known = {name for head in table.manifest.heads for name in head.classes}
+    # A class may have a comma in its name.
+    wanted = [name for text in classes or () for name in ([text] if text in known else text.split(","))]
+    rows = write_both_directions(table, output, [name.strip() for name in wanted])
+    written = Manifest.read(output)
+    splits = [f"{len(written.select(name)) // 2} {name}" for name in written.splits]
+    say(
+        f"written: {output}: {counted(rows // 2, 'video')}, each both ways"
+        + (f": {', '.join(splits)}" if splits else "")
+    )
 
 
 def _few(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:

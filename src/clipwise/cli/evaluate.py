@@ -78,8 +78,8 @@ def evaluate(
     from clipwise.evaluation.run import evaluate as run
     from clipwise.files import write_json
 
-    checkpoints, data = _checkpoints_and_data(paths, data)
-    views = [_views(checkpoint, protocol, overrides or ()) for checkpoint in checkpoints]
+    checkpoints, data = checkpoints_and_data(paths, data)
+    views = [views_of(checkpoint, protocol, overrides or ()) for checkpoint in checkpoints]
     if output is not None:
         _check_output(output)
     with counting("videos") as progress:
@@ -125,7 +125,7 @@ def evaluate(
             raise typer.Exit(1)
 
 
-def _checkpoints_and_data(paths: list[Path], data: Path | None) -> tuple[list[Path], Path | None]:
+def checkpoints_and_data(paths: list[Path], data: Path | None) -> tuple[list[Path], Path | None]:
     """Tell networks from videos: all but the last are networks, and so is that if `model.json` is with it."""
     if len(paths) == 1 or data is not None or _is_checkpoint(paths[-1]):
         return paths, data
@@ -138,7 +138,7 @@ def _is_checkpoint(path: Path) -> bool:
     )
 
 
-def _views(checkpoint: Path, protocol: str | None, overrides: Sequence[str]) -> "ViewsConfig":
+def views_of(checkpoint: Path, protocol: str | None, overrides: Sequence[str]) -> "ViewsConfig":
     """The checkpoint's views, changed by the protocol and then by what is set."""
     from clipwise.checkpoint import read_card
     from clipwise.config import override_views

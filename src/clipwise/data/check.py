@@ -246,13 +246,13 @@ def _doubles(table: Table, rows: Sequence[int]) -> list[tuple[str, str]]:
     if len(files) < 2:
         return []
     found = []
-    # Two segments of one recording may well have two labels, if they do not overlap.
+    # Two segments of one recording may well have two labels, if they do not overlap, and so may its two directions.
     differing = [
         (table.classes[one], table.classes[other])
         for place, one in enumerate(rows)
         for other in rows[:place]
         if table.classes[one] != table.classes[other] and table.files[one] != table.files[other]
-        if _overlap(table, one, other)
+        if _show_the_same(table, one, other)
     ]
     if differing:
         names = sorted({", ".join(classes) for pair in differing for classes in pair})
@@ -263,8 +263,11 @@ def _doubles(table: Table, rows: Sequence[int]) -> list[tuple[str, str]]:
     return found or [("duplicate", f"the same bytes {len(files)} times")]
 
 
-def _overlap(table: Table, one: int, other: int) -> bool:
+def _show_the_same(table: Table, one: int, other: int) -> bool:
+    """Whether two segments overlap and are played in the same direction."""
     first, second = table.manifest[one], table.manifest[other]
+    if first.reversed != second.reversed:
+        return False
     ends = [float("inf") if item.end is None else item.end for item in (first, second)]
     return (first.start or 0.0) < ends[1] and (second.start or 0.0) < ends[0]
 

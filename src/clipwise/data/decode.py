@@ -229,6 +229,23 @@ class FrameFolder(_Closing):
         return pictures.arranged()
 
 
+class ReversedFrames(_Closing):
+    """Frames played backwards: frame i of n is frame n − 1 − i of those it is made from, which it closes."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.path = frames.path
+        self.num_frames = frames.num_frames
+        self.fps = frames.fps
+        self._frames = frames
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
+        """(len(indices), H, W, 3) uint8. Raises IndexError and DecodeError, which names the frame as it is stored."""
+        return self._frames.read(self.num_frames - 1 - _checked_indices(self.path, indices, self.num_frames))
+
+    def close(self) -> None:
+        self._frames.close()
+
+
 @dataclass(frozen=True, slots=True)
 class PacketIndex:
     """What a file's packets tell without being decoded: enough to read any frame later without that pass. Picklable.
@@ -418,9 +435,10 @@ class VideoFile(_Closing):
         names = set(container.split(","))
         # An AVI holds no display times, ASF and MXF those of decoding: wrong where frames are reordered.
         orderless = names.isdisjoint(_TIMED) and self._codec.has_b_frames
+        if container == "avi" and not orderless and (listed := self._listed_index(rate, time_base)):
+            return listed
         vops = _VopReader(self._codec.extradata) if codec == "mpeg4" else None
-        listed = self._listed_packets() if container == "avi" and not orderless else None
-        times, keys, shown, places = listed or self._read_packets(vops)
+        times, keys, shown, places = self._read_packets(vops)
         if vops is not None and vops.after_empty and not orderless:
             shown.append(len(times) - 1)  # only at the very end does FFmpeg show the last picture again
         if not shown:
@@ -452,27 +470,40 @@ class VideoFile(_Closing):
             time_base=Fraction(time_base),
             rate=float(rate) if rate else None,
             pts=np.array(pts, dtype=np.int64),
-            places=np.array(places if reliable and (ordered or listed) else [], dtype=np.int64),
+            places=np.array(places if reliable and ordered else [], dtype=np.int64),
             keys=np.array(keys, dtype=np.int64),
             frames=np.array(shown, dtype=np.int64),
             num_frames=num_frames,
             counted=not reliable,
         )
 
-    def _listed_packets(self) -> _Packets | None:
-        """As :meth:`_read_packets`, but from the list in an AVI; None unless that is complete and tells all."""
+    def _listed_index(self, rate: Fraction | None, time_base: Fraction | int) -> PacketIndex | None:
+        """As :meth:`_make_index`, but from the list in an AVI; None unless that is complete and tells all."""
         codec, entries = self._codec.name, list(self._stream.index_entries)
         if codec in _TIMELESS or not entries:
             return None
-        last = entries[-1]
+        last, count = entries[-1], len(entries)
         complete = last.timestamp + 1 == self._stream.frames and last.pos + 8 + last.size <= self._container.size
-        if not complete or (codec == "mpeg4" and min(entry.size for entry in entries) <= _VopReader.LONGEST_EMPTY):
+        if not complete or (codec == "mpeg4" and min([entry.size for entry in entries]) <= _VopReader.LONGEST_EMPTY):
             return None
         places = [entry.pos + 8 for entry in entries]  # past the name and size of the piece of file that holds it
-        if len(set(places)) < len(places):  # one piece, shown twice
-            return None
+        pts = np.array([entry.timestamp for entry in entries], dtype=np.int64)
         keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
-        return [entry.timestamp for entry in entries], keys, list(range(len(entries))), places
+        # It begins with a keyframe, is in order, and shows no piece twice; else let the packets tell.
+        if keys[:1] != [0] or not (pts[1:] > pts[:-1]).all() or len(set(places)) < count:
+            return None
+        return PacketIndex(
+            codec=codec,
+            container="avi",
+            time_base=Fraction(time_base),
+            rate=float(rate) if rate else None,
+            pts=pts,
+            places=np.array(places, dtype=np.int64),
+            keys=np.array(keys, dtype=np.int64),
+            frames=np.arange(count),
+            num_frames=count,
+            counted=False,
+        )
 
     def _read_packets(self, vops: _VopReader | None) -> _Packets:
         """Of all packets: display times, which are keyframes, which give a frame, places in the file."""
@@ -511,11 +542,12 @@ class VideoFile(_Closing):
     def _demux(self) -> Iterator[Any]:
         """Packets from where the container stands; a damaged end is an end."""
         self._fresh = False
+        times = self._times
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size:  # PyAV closes the stream with an empty packet
-                    if self._times:
-                        packet.pts = self._times.get(packet.pos)
+                    if times:
+                        packet.pts = times.get(packet.pos)
                     yield packet
         except (self._error, OSError):
             return
@@ -540,10 +572,10 @@ class VideoFile(_Closing):
         packets = self._demux()
         for packet in packets:
             if packet.pts == pts:
-                yield packet
-                yield from packets
-            elif packet.pts is None or packet.pts > pts:  # landed behind it
-                return
+                return itertools.chain((packet,), packets)
+            if packet.pts is None or packet.pts > pts:  # landed behind it
+                break
+        return iter(())
 
     # Decoding
 
@@ -582,9 +614,10 @@ class VideoFile(_Closing):
                     if not (frame.key_frame and frame.pict_type == 1 and frame.pts == entry_pts):
                         return False
                     entered = True
-                time = frame.pts
-                if time in group and time in missing:
-                    self._convert(frame, missing.pop(time), pictures)
+                if frame.pts in group:
+                    number = missing.pop(frame.pts, None)
+                    if number is not None:
+                        self._convert(frame, number, pictures)
             frame = None  # a decoder that changes its last picture (Cinepak) has to copy one that is still held
             if not waiting:
                 break
@@ -627,15 +660,15 @@ class VideoFile(_Closing):
         except (self._error, ValueError) as error:
             raise DecodeError(self.path, f"its pixel format {frame.format.name!r} has no way to RGB") from error
         picture = rgb_pixels(rgb)
-        turns = round(frame.rotation / 90) % 4  # quarter turns, counter-clockwise, that set the picture upright
-        pictures.put(number, np.rot90(picture, turns) if turns else picture)
+        if frame.rotation:  # quarter turns, counter-clockwise, that set the picture upright
+            picture = np.rot90(picture, round(frame.rotation / 90) % 4)
+        pictures.put(number, picture)
 
 
 def rgb_pixels(frame: Any) -> NDArray[np.uint8]:
     """(H, W, 3) of a PyAV frame in rgb24, a view of its memory: rows may be longer than they are wide."""
     plane = frame.planes[0]
-    rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)
-    return rows[: frame.height, : frame.width * 3].reshape(frame.height, frame.width, 3)
+    return np.ndarray((frame.height, frame.width, 3), np.uint8, plane, 0, (plane.line_size, 3, 1))
 
 
 class _Pictures:
@@ -801,8 +834,11 @@ def _common_format(source: str | BinaryIO) -> str | None:
     """FFmpeg's name of a common container, by the file's first bytes: spares FFmpeg trying all it knows."""
     try:
         if isinstance(source, str):
-            with open(source, "rb", buffering=0) as file:
-                head = file.read(64)
+            file = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            try:
+                head = os.read(file, 64)
+            finally:
+                os.close(file)
         else:
             head = source.read(64)
             source.seek(0)
@@ -891,7 +927,8 @@ def _frame_rate(index: PacketIndex) -> float | None:
     """Frames per second by the frames' own times: what the header says may be wrong."""
     if not index.counted and index.num_frames > 1:
         shown = index.pts[index.frames]
-        return float((index.num_frames - 1) / (int(shown[-1] - shown[0]) * index.time_base))
+        ticks, base = int(shown[-1] - shown[0]), index.time_base
+        return (index.num_frames - 1) * base.denominator / (ticks * base.numerator)  # a Fraction's way takes ten times
     return index.rate
 
 

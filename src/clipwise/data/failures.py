@@ -18,17 +18,18 @@ class Failure(NamedTuple):
     reason: str
     start: float | None = None
     end: float | None = None
+    reversed: bool = False
 
     @property
-    def video(self) -> tuple[str, float | None, float | None]:
+    def video(self) -> tuple[str, float | None, float | None, bool]:
         """What tells it from others; the reason may depend on the frames that were wanted."""
-        return self.path, self.start, self.end
+        return self.path, self.start, self.end, self.reversed
 
     def __str__(self) -> str:
-        if self.start is None and self.end is None:
-            return f"{self.path}: {self.reason}"
         end = "its end" if self.end is None else f"{self.end:g} s"
-        return f"{self.path} ({self.start or 0:g} s to {end}): {self.reason}"
+        segment = [] if self.start is None and self.end is None else [f"{self.start or 0:g} s to {end}"]
+        said = ", ".join([*segment, *(["reversed"] if self.reversed else [])])
+        return f"{self.path}{f' ({said})' if said else ''}: {self.reason}"
 
 
 class TooManyFailuresError(ValueError):
@@ -57,7 +58,7 @@ class FailureAccount:
         self.max_failed = max_failed
         self.videos = videos
         self.remedy = remedy
-        self._failures: dict[tuple[str, float | None, float | None], Failure] = {}
+        self._failures: dict[tuple[str, float | None, float | None, bool], Failure] = {}
 
     def __len__(self) -> int:
         return len(self._failures)

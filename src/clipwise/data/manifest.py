@@ -3,9 +3,10 @@
 A manifest is read from any of three places:
 
 CSV          columns ``path`` (relative to the CSV, or absolute) and ``label`` (or ``class``: the class name);
-             optional ``start`` and ``end`` (seconds), ``fps`` (of a frame folder), ``split``; others are
-             ignored. Instead of ``label``: a column for each of several heads, ``label:verb`` and
-             ``label:noun``; or ``labels``, any number of names separated by ``|``, none where it is empty.
+             optional ``start`` and ``end`` (seconds), ``fps`` (of a frame folder), ``split``, ``reversed`` (1: its
+             frames are played backwards); others are ignored. Instead of ``label``: a column for each of several
+             heads, ``label:verb`` and ``label:noun``; or ``labels``, any number of names separated by ``|``, none
+             where it is empty.
 folder       ``<folder>/<class>/<video>``, or ``<folder>/<train|val|test>/<class>/<video>``; a video is a
              video file or a folder of nothing but JPEG frames. A split's folder may also be called
              ``training``, ``valid``, ``validation`` or ``testing``.
@@ -70,6 +71,7 @@ class Item:
     (``Manifest.names_of`` has their names).
     start, end: the segment in seconds, None where it begins or ends with the video. A pack is cut already.
     name: the path as the manifest writes it; names the video wherever the data lies.
+    reversed: whether the segment is played from its last frame to its first. A pack holds frames as they are played.
     """
 
     path: str
@@ -79,6 +81,7 @@ class Item:
     fps: float | None
     split: str | None
     name: str
+    reversed: bool = False
 
 
 class _Row(NamedTuple):
@@ -89,6 +92,7 @@ class _Row(NamedTuple):
     start: float = math.nan
     end: float = math.nan
     fps: float = math.nan
+    reversed: bool = False
 
 
 def class_list_hash(classes: Sequence[str]) -> str:
@@ -189,6 +193,7 @@ class Manifest:
             "label": _label_column(rows, heads, multi_label),
             "split": np.array([row.split.encode() for row in rows]),
             **{key: np.array([getattr(row, key) for row in rows], np.float64) for key in ("start", "end", "fps")},
+            "reversed": np.array([row.reversed for row in rows], np.bool_),
         }
         manifest = cls(path, root, LabelSpace(heads, multi_label), columns, ignored, pack)
         return manifest if split is None else manifest.select(split)
@@ -208,6 +213,7 @@ class Manifest:
             fps=_optional(row["fps"]),
             split=row["split"].decode() or None,
             name=name,
+            reversed=bool(row["reversed"]),
         )
 
     def __iter__(self) -> Iterator[Item]:
@@ -323,14 +329,18 @@ class Manifest:
         return Manifest(self.source, self.root, self.label_space, columns, self.ignored, store)
 
     def open(self, index: int) -> Frames:
-        """The frames of item ``index``, cut to its segment. Raises DecodeError for an unreadable video."""
+        """The frames of item ``index``, cut to its segment, in the order in which it is played.
+
+        Raises DecodeError for an unreadable video.
+        """
         item = self[index]
         if self._pack is not None:
             return self._pack.frames(int(self._columns["row"][index]), item.path, item.fps)
-        from clipwise.data.decode import open_frames
+        from clipwise.data.decode import ReversedFrames, open_frames
         from clipwise.data.index_cache import IndexCache
 
-        return open_frames(item.path, start=item.start, end=item.end, fps=item.fps, indices=IndexCache(self.root))
+        frames = open_frames(item.path, start=item.start, end=item.end, fps=item.fps, indices=IndexCache(self.root))
+        return ReversedFrames(frames) if item.reversed else frames
 
     def require_classes(self, minimum: int = 2) -> None:
         """Raises ValueError if fewer than ``minimum`` classes of a head occur: nothing can be learnt from them.
@@ -377,6 +387,7 @@ class Manifest:
                 f"{self.source}: its frames lie in the pack, so a CSV cannot list them; write its source's"
             )
         optional = [key for key in ("start", "end", "fps", "split") if any(getattr(i, key) is not None for i in self)]
+        optional += ["reversed"] if any(item.reversed for item in self) else []
         missing: list[tuple[Path, Head]] = []
         for number, head in enumerate(self.heads):
             beside = target.parent / _class_file(head.name)
@@ -398,7 +409,7 @@ class Manifest:
         writer.writerow(["path", *columns, *optional])
         for index, item in enumerate(self):
             names = self.names_of(index)
-            cells = [getattr(item, key) for key in optional]
+            cells = [int(item.reversed) if key == "reversed" else getattr(item, key) for key in optional]
             writer.writerow(
                 [_relative(item, target.parent), *(["|".join(names)] if self.multi_label else names), *cells]
             )
@@ -437,7 +448,7 @@ def _read_csv(path: Path) -> tuple[list[_Row], tuple[str, ...], bool]:
     if missing:
         raise ValueError(f"{path}: no column {' and no column '.join(missing)}; there is: {', '.join(header)}")
     multi_label = columns == ["labels"]
-    for name in ("path", *columns, "start", "end", "fps", "split"):
+    for name in ("path", *columns, "start", "end", "fps", "split", "reversed"):
         if header.count(name) > 1:
             raise ValueError(f"{path}: column {name} occurs {header.count(name)} times; keep one")
     if len(lines) == 1:
@@ -466,7 +477,14 @@ def _read_csv(path: Path) -> tuple[list[_Row], tuple[str, ...], bool]:
             raise ValueError(f"{where}: start must be before end, got start={values.get('start') or 0} end={end}")
         if fps == 0:
             raise ValueError(f"{where}: fps must be above 0, got {values['fps']!r}")
-        rows.append(_Row(name, labels, where, values.get("split", "").strip(), start, end, fps))
+        backwards = values.get("reversed", "").strip()
+        if backwards not in ("", "0", "1"):
+            raise ValueError(
+                f"{where}: reversed must be 1 (played backwards), 0 or empty, got {backwards!r}; "
+                "give a column of another meaning another name"
+            )
+        split = values.get("split", "").strip()
+        rows.append(_Row(name, labels, where, split, start, end, fps, backwards == "1"))
     return rows, tuple(key.removeprefix("label:") if ":" in key else LABEL for key in columns), multi_label
 
 
@@ -587,14 +605,15 @@ def _written(entry: os.DirEntry[str], root: Path) -> str:
 
 
 def _packed_rows(path: Path, metadata: dict[str, Any], space: LabelSpace) -> list[_Row]:
-    columns = (metadata[key] for key in ("paths", "labels", "starts", "ends", "fps", "splits"))
+    columns = [metadata[key] for key in ("paths", "labels", "starts", "ends", "fps", "splits")]
+    backwards = metadata.get("reversed") or [False] * len(columns[0])
     rows = []
-    for name, label, start, end, fps, split in zip(*columns, strict=True):
-        times = (math.nan if value is None else float(value) for value in (start, end, fps))
+    for name, label, start, end, fps, split, back in zip(*columns, backwards, strict=True):
+        begins, ends, rate = (math.nan if value is None else float(value) for value in (start, end, fps))
         indices = [label] if isinstance(label, int) else label
         heads = space.heads * len(indices) if space.multi_label else space.heads
         names = tuple(head.classes[index] for head, index in zip(heads, indices, strict=True))
-        rows.append(_Row(name, names, f"{path}: {name}", split or "", *times))
+        rows.append(_Row(name, names, f"{path}: {name}", split or "", begins, ends, rate, bool(back)))
     return rows
 
 
@@ -622,10 +641,10 @@ def _distinct(names: tuple[str, ...], where: str) -> tuple[str, ...]:
 
 
 def _refuse_duplicates(rows: Sequence[_Row]) -> None:
-    first: dict[tuple[str, str, str], _Row] = {}
+    first: dict[tuple[str, str, str, bool], _Row] = {}
     for row in rows:
         # NaN differs from itself, its text does not.
-        known = first.setdefault((os.path.normpath(row.name), str(row.start), str(row.end)), row)
+        known = first.setdefault((os.path.normpath(row.name), str(row.start), str(row.end), row.reversed), row)
         if known is not row:
             raise ValueError(
                 f"{row.where}: {row.name!r} is listed twice (first: {known.where}); keep one row, or give "

@@ -239,6 +239,8 @@ def pack_metadata(
             "starts": [item.start for item in items],
             "ends": [item.end for item in items],
             "fps": list(fps),
+            # The frames are stored as they are played; this tells the two directions of a video apart.
+            **({"reversed": [item.reversed for item in items]} if any(item.reversed for item in items) else {}),
             "skipped": skipped,
         }
     )

@@ -1,4 +1,4 @@
-"""Clips played backwards, and the label that they then have.
+"""Clips played backwards, and the label that they then have; whether a clip is played backwards, as the label.
 
 Backwards, "opening something" shows "closing something": where both are classes, each doubles the other's clips
 (Price and Damen, "Retro-Actions", ICCV workshops 2019). Most actions backwards show what no class describes, or what
@@ -7,12 +7,26 @@ up, then letting it drop" is no fall upwards. So only whole names that are known
 more of a data set names them (``augmentation.reverse_pairs``).
 """
 
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-__all__ = ["reverse", "reverse_labels", "reverse_partners"]
+from clipwise.data.labels import LABEL
+
+if TYPE_CHECKING:
+    from clipwise.data.table import Table
+
+__all__ = ["DIRECTIONS", "reverse", "reverse_labels", "reverse_partners", "write_both_directions"]
+
+DIRECTIONS = ("forward", "reversed")
+"""The classes of the task that :func:`write_both_directions` makes."""
 
 # Whole names, in lower case, words separated by spaces; {x} and {y} stand for the same words on both sides.
 _PAIRS = (
@@ -139,3 +153,52 @@ def _backwards(words: str) -> Iterator[str]:
         slots = re.fullmatch(one.replace("{x}", "(?P<x>.+)").replace("{y}", "(?P<y>.+)"), words)
         if slots:
             yield other.format(**slots.groupdict())
+
+
+# The direction as the label
+
+
+def write_both_directions(table: Table, output: str | os.PathLike[str], classes: Sequence[str] = ()) -> int:
+    """Write a manifest in which each video stands twice, played forwards as ``forward`` and backwards as ``reversed``.
+
+    No single frame tells the two apart, so a network without temporal modules stays at 50 %: the arrow of time (Pickup
+    et al., "Seeing the Arrow of Time", CVPR 2014) asked of any set of videos. Segments and all columns are kept, the
+    split with them, so that both directions are in the same one; the labels that there were stand in ``class``
+    (``classes`` where they were sets, ``verb`` where they were ``label:verb``).
+
+    Args:
+        table: the videos.
+        output: the CSV.
+        classes: take the videos of these classes only; of all where there are none.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        ValueError: for a class that no video shows, a video that is played backwards already, and where nothing can be
+            written.
+    """
+    manifest = table.manifest
+    for name, item in zip(table.names, manifest, strict=True):
+        if item.reversed:
+            raise ValueError(f"{manifest.source}: {name} is played backwards already; give the manifest without it")
+    # A column "class" is the label only where there is no column "label".
+    labels = [name for name in table.columns if name in (LABEL, "labels") or name.startswith("label:")] or ["class"]
+    shown = [set(manifest.names_of(row)) for row in range(len(table))]
+    known = sorted(set().union(*shown))
+    for name in classes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known[:5]
+            raise ValueError(f"{manifest.source}: no video shows {name!r}; near it: {', '.join(near)}")
+    chosen = [row for row, names in enumerate(shown) if not classes or names & set(classes)]
+    header = list(table.header)
+    for name in labels:
+        kept = {LABEL: "class", "labels": "classes"}.get(name, name.removeprefix("label:"))
+        while kept != name and kept.lower() in table.columns:
+            kept += "_"
+        header[table.columns[name]] = kept
+    rows = [row for row in chosen for _ in DIRECTIONS]
+    columns = {LABEL: list(DIRECTIONS) * len(chosen), "reversed": ["0", "1"] * len(chosen)}
+    renamed = dataclasses.replace(table, header=tuple(header))
+    renamed.write(output, rows, columns, classes=DIRECTIONS)
+    return len(rows)

@@ -5,7 +5,7 @@
     00000012.000000.jpg …   its frames (``jpeg``), or
     00000012.000000.rgb …   its frames' bytes, height × width × 3 (``uint8``), or
     00000012.h264           its frames as an H.264 stream, each a keyframe that needs no other (``h264``)
-    00000012.json           path, label, split, segment, frames, height, width, fps
+    00000012.json           path, label, split, segment, whether played backwards, frames, height, width, fps
     00000012.cls            index of its class, where it has exactly one
 
 ``index.safetensors`` says where each frame lies, so that any frame is one read away and no tar is ever searched: a
@@ -261,6 +261,7 @@ class _Writer:
             "path": item.name,
             **labels,
             **{key: value for key, value in asdict(item).items() if key in ("split", "start", "end")},
+            **({"reversed": True} if item.reversed else {}),
             "frames": len(lengths),
             "height": size[0],
             "width": size[1],
@@ -325,7 +326,10 @@ class _Writer:
     def _terms(self) -> dict[str, Any]:
         """What must be the same for one call to go on where another broke off."""
         manifest = self.manifest
-        rows = [[i.name, i.split, i.start, i.end, i.fps, list(manifest.names_of(n))] for n, i in enumerate(manifest)]
+        rows = [
+            [i.name, i.split, i.start, i.end, i.fps, list(manifest.names_of(n)), *([True] if i.reversed else [])]
+            for n, i in enumerate(manifest)
+        ]
         return {
             "format": self.options.format,
             "short_side": self.options.short_side,

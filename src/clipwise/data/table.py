@@ -71,13 +71,15 @@ class Table:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """What to call each video: its path as the manifest writes it, with its segment."""
+        """What to call each video: its path as the manifest writes it, with its segment and direction."""
         names = []
         for item in self.manifest:
             start = "" if item.start is None else f"{item.start:g}"
             end = "" if item.end is None else f"{item.end:g}"
             name = os.fsencode(item.name).decode("utf-8", "backslashreplace")
-            names.append(f"{name} [{start}–{end} s]" if start or end else name)
+            limits = [f"{start}–{end} s"] if start or end else []
+            said = ", ".join([*limits, *(["reversed"] if item.reversed else [])])
+            names.append(f"{name} [{said}]" if said else name)
         return tuple(names)
 
     @cached_property
@@ -97,18 +99,27 @@ class Table:
         )
 
     def write(
-        self, output: str | os.PathLike[str], rows: Sequence[int], columns: Mapping[str, Sequence[str]] | None = None
+        self,
+        output: str | os.PathLike[str],
+        rows: Sequence[int],
+        columns: Mapping[str, Sequence[str]] | None = None,
+        *,
+        classes: tuple[str, ...] | None = None,
     ) -> None:
         """Writes a CSV of some rows, all columns kept, paths made relative to where it lies.
 
-        ``columns`` replaces or adds whole columns (one cell for each of ``rows``). Class lists are written beside it
-        where the rows alone would not give them. Raises ValueError for no row, for a class list there that is another
-        one, for a name that no UTF-8 file can hold, and where nothing can be written.
+        ``columns`` replaces or adds whole columns (one cell for each of ``rows``). ``classes``: the names in a new
+        column ``label``, sorted, each of which occurs; the labels that there were are then columns like others. Class
+        lists are written beside it where the rows alone would not give them. Raises ValueError for no row, for a class
+        list there that is another one, for a name that no UTF-8 file can hold, and where nothing can be written.
         """
         target = Path(os.path.abspath(output))
         if not rows:
             raise ValueError(f"{target}: no video is left to list; it was not written")
         columns = columns or {}
+        beside = target.parent / "classes.txt"
+        if classes is not None and beside.is_file() and read_classes(beside) != classes:
+            raise ValueError(f"{beside}: lists other classes than {', '.join(classes)}; write to another folder")
         header = [*self.header, *(name for name in columns if name not in self.columns)]
         places = {name: self.columns.get(name, header.index(name) if name in header else 0) for name in columns}
         lines = io.StringIO()
@@ -121,7 +132,7 @@ class Table:
                 cells[places[name]] = values[number]
             writer.writerow(cells)
         try:
-            for path, names in self._class_lists(target.parent, rows):
+            for path, names in self._class_lists(target.parent, rows) if classes is None else ():
                 with written_whole(path) as partial:
                     partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="")
             with written_whole(target) as partial:

@@ -23,7 +23,7 @@ from clipwise.evaluation.metrics import measure
 from clipwise.evaluation.protocols import Evaluation, segments_of
 from clipwise.evaluation.run import EvaluationResult, evaluate
 
-__all__ = ["EnsembleResult", "combine", "evaluate_ensemble"]
+__all__ = ["EnsembleResult", "combine", "evaluate_ensemble", "require_same_videos"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def evaluate_ensemble(
             progress=of_all,
         )
         members.append(member)
-        _same_videos(members[0].manifest, member.manifest, checkpoints[0], checkpoint)
+        require_same_videos(members[0].manifest, member.manifest, checkpoints[0], checkpoint)
     evaluation = combine(members, checkpoints)
     first = members[0].record
     record = {
@@ -131,7 +131,7 @@ def combine(members: Sequence[EvaluationResult], names: Sequence[str | Path]) ->
     chosen = np.array(sorted(common))
     total = np.zeros((len(chosen), sum(space.sizes)))
     for member, name in zip(members, names, strict=True):
-        _same_videos(manifest, member.manifest, names[0], name)
+        require_same_videos(manifest, member.manifest, names[0], name)
         outputs = _outputs(space, member.manifest.label_space, name)
         rows = np.searchsorted(member.evaluation.indices, chosen)
         total += member.evaluation.scores[rows][:, outputs]
@@ -157,9 +157,11 @@ def combine(members: Sequence[EvaluationResult], names: Sequence[str | Path]) ->
     )
 
 
-def _same_videos(one: Manifest, other: Manifest, one_name: str | Path, other_name: str | Path) -> None:
+def require_same_videos(one: Manifest, other: Manifest, one_name: str | Path, other_name: str | Path) -> None:
     """Raises ValueError unless both were to be scored on the same segments of the same videos, in the same order."""
-    listed, others = ([(item.path, item.start, item.end) for item in manifest] for manifest in (one, other))
+    listed, others = (
+        [(item.path, item.start, item.end, item.reversed) for item in manifest] for manifest in (one, other)
+    )
     if listed != others:
         only = sorted({str(path) for path, *_ in set(listed) ^ set(others)})
         raise ValueError(

@@ -19,7 +19,7 @@ from clipwise.files import portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run, video
 
-__all__ = ["EvaluationResult", "evaluate"]
+__all__ = ["EvaluationResult", "evaluate", "videos_to_score"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def evaluate(
     trained = read_checkpoint(checkpoint, which=which)
     folder = trained.weights.parent
     run = RunAccount.read(folder) if is_run(folder) else None
-    manifest, used = _videos(trained, run, data, split)
+    manifest, used = videos_to_score(trained, run, data, split)
     manifest.check_files()
     if views is None:
         views = protocol_views(protocol, trained.views, trained.config.num_frames) if protocol else trained.views
@@ -136,10 +136,13 @@ def _preset(name: str, views: ViewsConfig, num_frames: int) -> dict[str, Any]:
     return {"name": name, "paper": entry.paper, "section": entry.section, "changed": changed}
 
 
-def _videos(
+def videos_to_score(
     trained: Checkpoint, run: RunAccount | None, data: str | Path | None, split: str | None
 ) -> tuple[Manifest, str | None]:
-    """The videos to score, labelled by the checkpoint's class list, and the name of their split."""
+    """The videos to score, labelled by the checkpoint's class list, and the name of their split.
+
+    Raises ValueError as :func:`evaluate`, whose arguments these are.
+    """
     own = run.data_source(trained.weights.parent) if run else None
     source = data or own
     if source is None:

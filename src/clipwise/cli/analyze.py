@@ -1,0 +1,278 @@
+"""``clipwise analyze``: what results and networks tell about space and time."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from clipwise.cli.app import app, counted, counting, say
+
+if TYPE_CHECKING:
+    from clipwise.evaluation.contribution import Contribution, Contributions
+    from clipwise.evaluation.order_probe import NetworkProbe, OrderProbe
+
+__all__ = ["analyze", "contribution", "order"]
+
+analyze = typer.Typer(help="What results and networks tell about space and time.", no_args_is_help=True)
+app.add_typer(analyze, name="analyze")
+
+_SHOWN = 30  # classes in the table and the picture
+
+_Output = Annotated[Path | None, typer.Option("--output", "-o", help="The result file, *.json.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@analyze.command()
+def contribution(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            help="CSV with columns dataset, module, backbone, frames, temporal_pooling and top1; study.json of "
+            "`clipwise reproduce`; or results of `clipwise evaluate`."
+        ),
+    ],
+    baseline: Annotated[str, typer.Option(help="The module that sees no time.")] = "tsn",
+    metric: Annotated[str, typer.Option(help="The accuracy that is compared.")] = "top1",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Where cells are missing, take the mean over those that are there.")
+    ] = False,
+    output: _Output = None,
+    as_json: _Json = False,
+) -> None:
+    """Tell spatial from temporal contributions: Φ and Ψ of the Deep Analysis paper (eq. 1), from any set of results.
+
+    Of accuracy S in percent, Φ = S_TSN / max(S, S_TSN) and Ψ = (S − S_TSN) / (100 − S_TSN), each the mean over all
+    backbones and frame counts; ta is the module alone, ta+tp with temporal pooling. Cells that are missing are named;
+    the exit status is then 1 unless --partial.
+
+    Example: `clipwise analyze contribution runs/*/evaluation*.json --metric mean_class_accuracy`
+    """
+    from clipwise.checkpoint import command_line
+    from clipwise.evaluation.contribution import contributions, read_results
+    from clipwise.files import write_json
+
+    if output is not None:
+        _may_write(output, ".json")
+    found = contributions(read_results(results, metric=metric), baseline=baseline, partial=partial)
+    record = {"command": command_line(), "metric": metric, "sources": [path.name for path in results]}
+    record |= found.to_dict()
+    if output is not None:
+        write_json(output, record)
+    if as_json:
+        typer.echo(json.dumps(record, ensure_ascii=False))
+    else:
+        _print_contributions(found)
+    for note in found.notes:
+        say(f"note: {note}")
+    for dataset, cells in found.baseline_missing.items():
+        say(f"{dataset}: no result of {baseline} without temporal pooling for {_listed(cells)}")
+    for row in found.rows:
+        if row.missing:
+            kind = "with" if row.temporal_pooling else "without"
+            say(f"{row.dataset}: no result of {row.module} {kind} temporal pooling for {_listed(row.missing)}")
+    if output is not None:
+        say(f"written: {output}")
+    if not found.complete and not partial:
+        say("no mean is given where cells are missing; --partial takes it over those that are there", error=True)
+        raise typer.Exit(1)
+
+
+def _listed(cells: tuple[str, ...]) -> str:
+    some = ", ".join(cells[:6])
+    return f"{counted(len(cells), 'cell')}: {some}" + (f" and {len(cells) - 6} more" if len(cells) > 6 else "")
+
+
+def _print_contributions(found: "Contributions") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from clipwise.evaluation.contribution import TABLE_7
+
+    table = Table("data set", "module", *(Column(name, no_wrap=True) for name in ("Φ̄", "Ψ̄ ta", "Ψ̄ ta+tp", "cells")))
+    by_module: dict[tuple[str, str], dict[bool, Contribution]] = {}
+    for row in found.rows:
+        by_module.setdefault((row.dataset, row.module), {})[row.temporal_pooling] = row
+    before = None
+    for (dataset, module), kinds in by_module.items():
+        if before not in (None, dataset):
+            table.add_section()
+        alone, pooled = kinds.get(False), kinds.get(True)
+        printed = TABLE_7.get(dataset, {}).get(module, (None, None, None))
+        there = [row for row in (alone, pooled) if row]
+        table.add_row(
+            dataset if dataset != before else "",
+            module,
+            _figure(alone.phi if alone else None, printed[0]),
+            _figure(alone.psi if alone else None, printed[1]),
+            _figure(pooled.psi if pooled else None, printed[2]),
+            f"{sum(len(row.cells) for row in there)} of {sum(row.expected for row in there)}",
+        )
+        before = dataset
+    Console(highlight=False, markup=False).print(table)
+    if any(row.module in TABLE_7.get(row.dataset, {}) for row in found.rows):
+        say("in brackets: as the paper's Table 7 prints it")
+
+
+def _figure(value: float | None, printed: float | None) -> str:
+    return ("–" if value is None else f"{value:.2f}") + ("" if printed is None else f" ({printed:.2f})")
+
+
+@analyze.command()
+def order(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="A folder of `clipwise train` or `clipwise models import`, or a weight file in one; several are "
+            "compared. Then labelled videos: folder, manifest or pack; the run's validation videos if left out.",
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option(help="The videos, where they are not the last argument.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the data.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="Which of a folder's weights.")] = "best",
+    draws: Annotated[int, typer.Option(min=1, help="Shuffles; their mean counts.")] = 3,
+    stills: Annotated[int, typer.Option(min=1, help="Frames shown alone, each by itself; 1 is the middle one.")] = 1,
+    videos: Annotated[int | None, typer.Option(min=1, help="Take so many, drawn by the seed; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shuffles, and of the videos taken.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="views.FIELD=VALUE", help="Other views, such as views.size=112."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture of the classes: .png, .svg or .pdf.")] = None,
+    output: _Output = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips through the network at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 rounds small differences away.")] = "fp32",
+    on_error: Annotated[
+        Literal["raise", "skip", "report"],
+        typer.Option(help="At a video that cannot be read: stop, leave it out, or leave it out and end with status 1."),
+    ] = "report",
+    as_json: _Json = False,
+) -> None:
+    """Tell whether your data needs time and your network uses it: frames in order, shuffled, reversed, one alone.
+
+    Each video is read once. What follows is said by rules that rest on 95 % intervals over the same videos; few videos
+    often leave the question open, and that is said too. Give a network without temporal modules (tsn) beside yours, and
+    the answer about the data is sure rather than probable.
+
+    Example: `clipwise analyze order runs/stm runs/tsn videos/ --plot order.png`
+    """
+    from clipwise.cli.evaluate import checkpoints_and_data, views_of
+    from clipwise.evaluation.order_probe import probe_order
+    from clipwise.files import write_json
+
+    checkpoints, data = checkpoints_and_data(paths, data)
+    views = [views_of(checkpoint, None, overrides or ()) for checkpoint in checkpoints]
+    if output is not None:
+        _may_write(output, ".json")
+    if plot is not None:
+        _may_write(plot, ".png", ".svg", ".pdf")
+    with counting("videos") as progress:
+        probe = probe_order(
+            checkpoints,
+            data,
+            split=split,
+            which=weights,
+            views=views,
+            draws=draws,
+            stills=stills,
+            seed=seed,
+            videos=videos,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            on_error=on_error,
+            progress=progress,
+        )
+    if output is not None:
+        write_json(output, probe.record)
+    if plot is not None:
+        _draw(plot, probe)
+    if as_json:
+        typer.echo(json.dumps(probe.record, ensure_ascii=False))
+    else:
+        _print_probe(probe)
+    if output is not None or plot is not None:
+        say(f"written: {', '.join(str(path) for path in (output, plot) if path is not None)}")
+    if probe.unreadable:
+        say(f"{counted(len(probe.unreadable), 'video')} could not be read; the figures are those of the rest:")
+        for failure in probe.unreadable[:5]:
+            say(f"  {failure}")
+        if on_error == "report":
+            raise typer.Exit(1)
+
+
+def _print_probe(probe: "OrderProbe") -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from clipwise.evaluation.order_probe import ORDERS, network_verdict
+
+    out = Console(highlight=False, markup=False)
+    summary = Table("network", "", *ORDERS)
+    for network in probe.networks:
+        summary.add_row(network.name, "top-1", *(f"{network.top1(order):.1f}" for order in ORDERS))
+        summary.add_row("", "mean class", *(f"{network.mean_class_accuracy(order):.1f}" for order in ORDERS))
+    out.print(summary)
+    shown = _classes(probe)
+    for network in probe.networks:
+        figures = [Column(name, justify="right") for name in ("videos", *ORDERS)]
+        name, taken_for = Column("class", no_wrap=True), Column("reversed taken for", overflow="fold")
+        table = Table(name, *figures, taken_for, title=network.name, title_justify="left")
+        accuracies: dict[str, Any] = {order: network.class_accuracy(order) for order in ORDERS}
+        taken = network.taken_for()
+        for label in shown:
+            other = taken[label]
+            table.add_row(
+                label,
+                str(int((network.labels == network.classes.index(label)).sum())),
+                *(f"{accuracies[order][label]:.1f}" for order in ORDERS),
+                "" if other is None else f"{other[0]} ({other[1]:.0f} %)",
+            )
+        out.print(table)
+    absent = len(probe.networks[0].class_accuracy("in order")) - len(shown)
+    if absent:
+        out.print(f"and {counted(absent, 'class', 'classes')} that shuffling costs less; --json has all")
+    for network in probe.networks:
+        said = network_verdict(network)[1]
+        out.print(f"{said[0].upper()}{said[1:]}." if said.startswith("whether") else f"{said}.", soft_wrap=True)
+    out.print(f"{probe.conclusion}.", soft_wrap=True, style="bold")
+
+
+def _classes(probe: "OrderProbe") -> list[str]:
+    """The classes that there is room for: those that lose most by shuffling, over all networks, in the usual order."""
+
+    def loss(network: "NetworkProbe", name: str) -> float:
+        return network.class_accuracy("in order")[name] - network.class_accuracy("shuffled")[name]
+
+    names = list(probe.networks[0].class_accuracy("in order"))
+    if len(names) <= _SHOWN:
+        return names
+    ranked = sorted(names, key=lambda name: -sum(loss(network, name) for network in probe.networks))
+    return [name for name in names if name in set(ranked[:_SHOWN])]
+
+
+def _draw(path: Path, probe: "OrderProbe") -> None:
+    from clipwise.analysis.plots import order_accuracy
+    from clipwise.evaluation.order_probe import ORDERS
+
+    shown = _classes(probe)
+    results: dict[str, dict[str, list[float]]] = {
+        network.name: {
+            order: [*(network.class_accuracy(order)[name] for name in shown), network.mean_class_accuracy(order)]
+            for order in ORDERS
+        }
+        for network in probe.networks
+    }
+    try:
+        order_accuracy(path, [*shown, "mean of all classes"], results, "Accuracy with a clip's frames in another order")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); give another --plot") from error
+
+
+def _may_write(path: Path, *suffixes: str) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: must end in {' or '.join(suffixes)}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: its folder is not there; make it first")
