@@ -7,6 +7,9 @@ readers   8 frames spread over a clip, and 32 consecutive ones with a stride of 
           ours          ``clipwise.data.decode.VideoFile``
           in order      PyAV: decode in order, convert the wanted, stop after the last
           naive         PyAV: decode and convert every frame
+          bare          PyAV, told at which keyframe to begin: decode in order from there, convert the wanted. For
+                        frames in a row this is the least that a reader on PyAV can do. (In AVI with B-frames it may
+                        begin a frame beside.)
           decord2       ``VideoReader.get_batch``
           opencv        ``VideoCapture``: grab all, retrieve the wanted
           torchcodec    ``VideoDecoder.get_frames_at``, exact, its default
@@ -34,6 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +49,7 @@ from torch.utils.data import DataLoader
 
 from clipwise.config import AugmentationConfig, DataConfig
 from clipwise.data.dataset import Draw, TrainingClips
-from clipwise.data.decode import VideoFile
+from clipwise.data.decode import VideoFile, rgb_pixels
 from clipwise.data.manifest import Manifest
 from clipwise.data.pack import pack
 from clipwise.data.shards import write_shards
@@ -69,6 +73,34 @@ def pyav_in_order(path: str, indices: list[int]) -> np.ndarray:
 
 def pyav_naive(path: str, indices: list[int]) -> np.ndarray:
     return n1(Path(path), indices, 1)
+
+
+@cache
+def keyframe_before(path: str, frame: int) -> tuple[int, int]:
+    """The time stamp of the last keyframe that is not after a frame, and how many frames it is before it."""
+    with av.open(path, metadata_errors="ignore") as container:
+        stream = container.streams.video[0]
+        stamps = sorted((p.dts if p.pts is None else p.pts, p.is_keyframe) for p in container.demux(stream) if p.size)
+    entry = max(number for number, (_, is_keyframe) in enumerate(stamps[: frame + 1]) if is_keyframe)
+    return stamps[entry][0], frame - entry
+
+
+def pyav_bare(path: str, indices: list[int]) -> np.ndarray:
+    stamp, skip = keyframe_before(path, indices[0])
+    places = {index - indices[0] + skip: place for place, index in enumerate(dict.fromkeys(indices))}
+    last = max(places)
+    with av.open(path, metadata_errors="ignore") as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        container.seek(stamp, stream=stream)
+        reformatter = av.video.reformatter.VideoReformatter()
+        pictures = np.empty((len(places), stream.height, stream.width, 3), np.uint8)
+        for number, frame in enumerate(container.decode(stream)):
+            if number in places:
+                pictures[places[number]] = rgb_pixels(reformatter.reformat(frame, format="rgb24", threads=1))
+            if number == last:
+                return pictures
+    raise RuntimeError(f"{path}: ends before frame {max(indices)}")
 
 
 def rivals() -> tuple[dict[str, Reader], dict[str, str]]:
@@ -128,7 +160,7 @@ def rivals() -> tuple[dict[str, Reader], dict[str, str]]:
 
 
 def all_readers() -> dict[str, Reader]:
-    return {"ours": ours, "in order": pyav_in_order, "naive": pyav_naive, **rivals()[0]}
+    return {"ours": ours, "in order": pyav_in_order, "naive": pyav_naive, "bare": pyav_bare, **rivals()[0]}
 
 
 # Clips

@@ -46,9 +46,9 @@ _slots_by_number: weakref.WeakValueDictionary[int, "_Slots"] = weakref.WeakValue
 class ClipLoader(DataLoader[dict[str, Any]]):
     """Batches of a data set's clips, as ``collate`` makes them, from processes that leave signals to this one.
 
-    The clips of a batch are this process's alone, to keep or to change. (A process that is forked while it holds a batch
-    sees those clips until the batch is let go of here.) Memory is as for three or four batches a worker, more where
-    more are held, and is given back when the pass ends and its last batch is let go of.
+    The clips of a batch are this process's alone, to keep or to change; only a process that is forked while it holds
+    them sees others in their place once they are let go of here. Memory is as for three or four batches a worker, more
+    where more are held, and is given back when the pass ends and its last batch is let go of.
 
     Args:
         dataset: the clips or views.
