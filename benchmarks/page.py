@@ -186,7 +186,7 @@ def studies(results: Results, pictures: Path, page: Path) -> Iterator[str]:
         "Made by [`clipwise reproduce`](studies.md), with the last weights of each training, never the best on the"
         " videos that are tested. Percent, mean ± deviation over seeds, beside the figures of the paper or a reference"
         " on the data that the column names. A claim holds where the difference of the means is on its side and larger"
-        " than the seeds' deviation.",
+        " than the seeds' deviation; of single seeds the difference alone decides.",
     )
     kinds = ["holds", "within the seeds' deviation", "does not", "not measured"]
     yield table(
@@ -240,8 +240,9 @@ def study(name: str, record: Record) -> Iterator[str]:
         f"`{data['source']}`: {data['classes']} classes, {data['training_videos']} videos to train on and"
         f" {data['validation_videos']} to test on;",
         f"recipe {record['recipe']}," if record["recipe"] else "",
-        f"{record['backbone']}; {record['device']}; {', '.join(versions)};",
-        f"a training took {duration(statistics.median(run['seconds'] for run in runs) / 3600)} (median)."
+        f"{record['backbone']};",
+        f"{record['device']}; {', '.join(versions)};"
+        f" a training took {duration(statistics.median(run['seconds'] for run in runs) / 3600)} (median)."
         if runs
         else "nothing was run yet.",
     )

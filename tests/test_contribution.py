@@ -179,15 +179,20 @@ def test_results_of_evaluate_are_read(run: Path, tmp_path: Path) -> None:
 
 def test_a_study_is_read(tmp_path: Path) -> None:
     def variant(model: str, top1: float, frames: int = 8, runs: int = 3, **more: Any) -> dict[str, Any]:
-        run = {"config": {"model.name": model} | ({} if frames == 8 else {"model.num_frames": frames})}
+        own = {"model.num_frames": frames, "training.twins": "training.twins=true" in more.get("training", ())}
+        base = {"model.num_frames": 8, "training.twins": False}
+        run = {"config": {"model.name": model} | {key: own[key] for key in own if own[key] != base[key]}}
         values = {"label": model, "model": model, "options": {"caffe_stride": True}, "training": [], "views": []}
         return {**values, "mean": {"top1": top1} if runs else {}, "runs": [run] * runs, **more}
 
     study = {
         "data": {"source": "data/overhead_adl/clips.csv"},
-        "config": {"model": {"name": "stm_resnet50", "num_frames": 8, "options": {"caffe_stride": True}}},
+        "config": {
+            "model": {"name": "stm_resnet50", "num_frames": 8, "options": {"caffe_stride": True}},
+            "views": {"size": 112, "crops": 1, "stride": 8},
+        },
         "variants": [
-            variant("tsn_resnet50", 50.0),
+            variant("tsn_resnet50", 50.0, training=["training.twins=false"]),  # as all of this study are but one
             variant("tsn_resnet50", 52.0, 16, training=["model.num_frames=16"]),
             variant("stm_resnet50", 60.0, options={"modules": "cmm"}),
             variant("stm_resnet50", 61.0, training=["training.twins=true"]),
@@ -208,6 +213,11 @@ def test_a_study_is_read(tmp_path: Path) -> None:
     ]
     assert {one.runs for one in found} == {3}
     assert {one.dataset for one in found} == {"overhead_adl/clips.csv"}
+    assert {one.protocol for one in found} == {"size=112, crops=1"}
+    study["variants"] = [variant("tsn_resnet50", 50.0, views=["views.crops=3"])]
+    (tmp_path / "other.json").write_text(json.dumps(study))
+    with pytest.raises(ValueError, match=r"tested otherwise than .*size=112, crops=3 and size=112, crops=1"):
+        contributions(read_results([tmp_path / "study.json", tmp_path / "other.json"]))
 
 
 def test_the_command_says_what_is_missing(

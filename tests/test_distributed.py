@@ -19,11 +19,14 @@ import pytest
 import torch
 from conftest import SMALL
 from safetensors.torch import load_file
+from torch import nn
 
 import clipwise
+from clipwise.checkpoint import write_weights
 from clipwise.data.dataset import DrawSampler
 from clipwise.data.decode import DecodeError
 from clipwise.data.manifest import Manifest
+from clipwise.models.registry import create_model
 from clipwise.training.task import DivergedError
 
 # 15 videos of which one cannot be read, in batches of 14: in an epoch's last step the second process has no clip.
@@ -41,6 +44,11 @@ SAME = [
 UNREADABLE = "moves_left"
 
 
+def same(data: str | Path) -> list[str]:
+    """SAME, from weights whose BatchNorms do not stand at mean 0 and variance 1, as a new network's do."""
+    return [*SAME, f"model.weights={Path(data).with_name('start.safetensors')}"]
+
+
 def launch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Two processes of ``torchrun``, each on one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -56,6 +64,14 @@ def data(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (folder / "manifest.csv").read_text().splitlines()
     (folder / "manifest.csv").write_text("\n".join(line for line in lines if training[0].name not in line) + "\n")
     next(Path(item.path) for item in training if UNREADABLE in item.name).write_bytes(b"")
+    torch.manual_seed(0)
+    model = create_model("stm_resnet18", num_classes=4, num_frames=4, base_width=16)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 1.5)
+    write_weights(model, folder.with_name("start.safetensors"))
     return folder
 
 
@@ -72,7 +88,7 @@ def told(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
 def one(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run by one process, each step's clips in one part."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    clipwise.train(data, folder, overrides=SAME)
+    clipwise.train(data, folder, overrides=same(data))
     return folder
 
 
@@ -99,7 +115,7 @@ def test_two_processes_end_with_the_weights_of_one(told: list[dict[str, Any]], o
 def test_twins_of_two_processes_end_with_the_weights_of_one(
     told: list[dict[str, Any]], data: Path, one: Path, tmp_path: Path
 ) -> None:
-    clipwise.train(data, tmp_path / "run", overrides=[*SAME, "training.twins=true"])
+    clipwise.train(data, tmp_path / "run", overrides=[*same(data), "training.twins=true"])
     assert max(differences(tmp_path / "run", told[0]["folder"] / "twins")) < 1e-4
     assert max(differences(tmp_path / "run", one)) > 1e-3
 
@@ -130,12 +146,18 @@ def test_a_signal_to_one_process_stops_both_and_another_number_resumes(told: lis
     assert max(differences(one, folder)) < 1e-4
 
 
+def test_each_process_draws_its_own(told: list[dict[str, Any]]) -> None:
+    drawn = [number for process in told for number in process["drawn"]]
+    assert len(set(drawn)) == len(drawn) >= 4
+
+
 def test_an_error_in_one_process_is_raised_in_both(told: list[dict[str, Any]]) -> None:
     for process in told:
         assert isinstance(process["unreadable"], DecodeError)
         assert UNREADABLE in str(process["unreadable"])
         assert isinstance(process["diverged"], DivergedError)
         assert isinstance(process["died"], ChildProcessError)
+        assert "same: exists already" in str(process["occupied"])  # which the first one alone looks at
         assert "multiple of the 2 processes that share it" in str(process["indivisible"])
         assert "sync_batch_norm runs on GPUs only" in str(process["synchronised"])
     left = {path.name for path in told[0]["folder"].iterdir()}
@@ -167,9 +189,9 @@ def _tell(data: str, folder: Path) -> dict[str, Any]:
     rank = int(os.environ["RANK"])
     seen: dict[str, Any] = {}
 
-    def run(name: str, *more: str) -> None:
+    def run(name: str, *more: str, to: str | None = None) -> None:
         try:
-            seen[name] = clipwise.train(data, folder / name, overrides=[*SAME, *more])
+            seen[name] = clipwise.train(data, folder / (to or name), overrides=[*same(data), *more])
         except (ValueError, OSError) as error:
             seen[name] = error
 
@@ -177,6 +199,7 @@ def _tell(data: str, folder: Path) -> dict[str, Any]:
     run("twins", "training.twins=true")
     run("norms", "training.batch_norm=train")
     run("start", "training.lr=0", "training.epochs=1")
+    run("occupied", to="same")
     run("unreadable", "data.on_error=raise")
     run("diverged", "training.lr=1e30", "training.gradient_clip=null")
     run("indivisible", "training.batch_size=7")
@@ -186,6 +209,7 @@ def _tell(data: str, folder: Path) -> dict[str, Any]:
 
     def interrupted(self: ClassificationTask, *arguments: Any) -> None:
         begin(self, *arguments)
+        seen.setdefault("drawn", []).append(float(torch.rand(())))
         if rank == 1 and self.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 

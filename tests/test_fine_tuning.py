@@ -68,13 +68,24 @@ def test_weights_for_8_frames_start_16_or_are_refused_by_name(name: str, tmp_pat
     state = _folder(tmp_path / "run", name, 8, ("a", "b"), **options)
     model = create_model(name, num_classes=2, num_frames=16, **options)
     if name in ("tanet_resnet18", "tin_resnet18"):
-        message = r"trained with 8 frames a clip, and the weights of .* depend on that: .*(tanet\.G|tin\.offset_net)"
+        message = r"trained with 8 frames a clip, and of the weights of .* depend on that, .*(tanet\.G|tin\.offset_net)"
         with pytest.raises(ValueError, match=message):
             load_weights(model, tmp_path / "run", name=name, classes=("a", "b"))
         return
     report = load_weights(model, tmp_path / "run", name=name, classes=("a", "b"))
     assert (report.derived, report.new, report.left) == ((), (), ())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["stm_resnet18", "tanet_resnet18"])
+def test_frames_are_not_blamed_for_another_width(name: str, tmp_path: Path) -> None:
+    _folder(tmp_path / "run", name, 8, ("a", "b"), base_width=32)
+    model = create_model(name, num_classes=2, num_frames=16, **NARROW)
+    with pytest.raises(
+        ValueError, match=r"tensors have other shapes than .*'s, the first .* network or width"
+    ) as error:
+        load_weights(model, tmp_path / "run", name=name, classes=("a", "b"))
+    assert "8 frames" not in str(error.value)
 
 
 def test_frames_that_a_network_cannot_take_are_refused(videos: Path, tmp_path: Path) -> None:

@@ -262,13 +262,14 @@ def test_the_command_prints_writes_and_draws(
 ) -> None:
     output, plot = tmp_path / "order.json", tmp_path / "order.png"
     arguments = ("analyze", "order", trained["stm"], trained["tsn"], trained["videos"], "--weights", "last")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     code = clipwise(*arguments, "--workers", "0", "--output", output, "--plot", plot, monkeypatch=monkeypatch)
     said = capsys.readouterr().out
     assert code == 0
     assert "tsn cannot see the order of frames" in said
     assert "Your data needs time: stm is right on" in said
     assert "moves_right (" in said
+    assert "…" not in said  # nothing is cut at 80 columns
     assert plot.stat().st_size > 5000
     record = json.loads(output.read_text())
     stm = record["networks"][0]

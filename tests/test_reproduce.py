@@ -23,6 +23,7 @@ from clipwise.cli import main
 from clipwise.files import file_sha256
 from clipwise.studies import runner
 from clipwise.studies.plan import Plan, Request, Training, choose_variants, standing
+from clipwise.studies.report import table
 from clipwise.studies.runner import plan_study, run_study
 from clipwise.studies.study import Claim, Study, Variant, find_study, study_names
 
@@ -259,9 +260,9 @@ def test_no_training_is_begun_that_the_time_left_is_too_short_for(
     assert head.endswith(",seconds")
     clock = [0.0]
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock.__setitem__(0, clock[0] + 1800) or clock[0])
-    outcome = run_study(request(folder, videos), hours=1.2, reporter=NothingBegins())
+    outcome = run_study(request(folder, videos), jobs=2, hours=1.2, reporter=NothingBegins())
     assert (outcome.complete, outcome.failed) == (False, ())
-    assert outcome.hours_left == pytest.approx(1.0)
+    assert outcome.hours_left == pytest.approx(1.0)  # two at once do not halve the one that is left
     assert outcome.study["missing"] == [{"variant": "TSM", "seed": 1}]
 
 
@@ -364,14 +365,34 @@ def test_the_command_that_goes_on_goes_on(
 ) -> None:
     folder = tmp_path / "a folder"
     shutil.copytree(complete, folder)
-    arguments = ["tiny", videos, "-o", folder, "--seeds", "0,1,2", "--hours", "0", *options()]
+    more = ["--jobs", "2", "--hours", "0"]
+    arguments = ["tiny", videos, "-o", folder, "--seeds", "0,1,2", *more, *options()]
     status, _, err = command(arguments, STUDY, monkeypatch, capsys)
     assert status == 1
     assert "missing: TSN (seed 2); TSN 3 crops (seed 2); TSM (seed 2)" in err
     words = shlex.split(err.rpartition("an estimate): ")[2])
     assert words[:3] == ["clipwise", "reproduce", "tiny"]
+    assert words[-4:] == more
     fewer = [word if word != "0,1,2" else "0,1" for word in words[2:]]
     assert command(fewer, STUDY, monkeypatch, capsys)[0] == 0
+
+
+def test_a_study_of_certain_videos_has_a_recipe_and_is_not_rendered(videos: Path, tmp_path: Path) -> None:
+    study = replace(STUDY, recipe="synthetic_study")
+    asked = request(tmp_path, videos, study)
+    assert plan_study(asked).base.model.options == {"base_width": 16, "dropout": 0.2}
+    assert plan_study(replace(asked, recipe="overhead_adl", backbone="resnet50")).recipe == "overhead_adl"
+    with pytest.raises(ValueError, match=r"tiny is about certain videos.*clipwise reproduce tiny DATA"):
+        plan_study(replace(asked, data=None))
+
+
+def test_a_table_has_no_two_columns_of_the_same(complete: Path) -> None:
+    study = read(complete)
+    for variant in study["variants"]:
+        variant["mean"]["mean_class_accuracy"] = variant["mean"]["top1"]
+    assert "mean-class accuracy" not in table(study)[0]
+    study["variants"][1]["mean"]["mean_class_accuracy"] -= 0.5
+    assert "mean-class accuracy" in table(study)[0]
 
 
 def test_what_cannot_be_run_is_refused_before_anything_is(videos: Path, tmp_path: Path) -> None:
@@ -389,6 +410,11 @@ def test_what_cannot_be_run_is_refused_before_anything_is(videos: Path, tmp_path
     for field in ("model.name=stm_resnet18", "training.seed=3"):
         with pytest.raises(ValueError, match="does not go with a study"):
             request(tmp_path, videos, STUDY, field)
+    assert "variant TSN: model.weights=nowhere.safetensors: no such file" in refused(
+        STUDY, "model.weights=nowhere.safetensors"
+    )
+    caffe = ("model.weights=imagenet", "model.options.caffe_stride=true")
+    assert "other strides than caffe_stride; give a file by --set" in refused(STUDY, *caffe, backbone="resnet50")
     with pytest.raises(ValueError, match="tiny has no variant 'TSMM'; there are TSM"):
         choose_variants(STUDY, ["TSMM"])
     assert choose_variants(STUDY, ["tsn_3_crops", "TSM"]) == ("TSN 3 crops", "TSM")
@@ -433,5 +459,8 @@ def test_the_page_lists_all_studies(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "\n".join(re.findall(r"^\| `.*", page, re.M)) == table
     status, out, _ = command(["--json"], None, monkeypatch, capsys)
     assert (status, [study["trainings"] for study in json.loads(out)]) == (0, trainings)
+    status, out, _ = command([], None, monkeypatch, capsys)
+    assert [line.split()[0] for line in out.splitlines()] == study_names()
+    assert max(map(len, out.splitlines())) <= 80
     status, _, err = command(["stm_module"], None, monkeypatch, capsys)
     assert (status, "near it: stm_modules" in err) == (1, True)

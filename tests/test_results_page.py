@@ -272,6 +272,14 @@ def test_an_incomplete_study_says_which_runs_are_missing(study: str) -> None:
     assert row(study, "[Impact of modules on rendered](#impact-of-modules-on-rendered)")[1] == "7 of 12"
 
 
+def test_a_study_that_was_never_run_says_so(page: ModuleType) -> None:
+    variants = [{**variant, "mean": {}, "deviation": {}, "runs": []} for variant in STUDY["variants"]]
+    parts = page.study("a", {**STUDY, "variants": variants, "claims": [], "device": None, "versions": {}})
+    text = " ".join(" ".join(parts).split())
+    assert "resnet18; nothing was run yet." in text
+    assert "None" not in text
+
+
 def test_a_claim_that_fails_says_so(study: str) -> None:
     assert row(study, "CMM ≥ CSTM")[1:] == ["−19.8 ± 1.3", "does not"]
     assert row(study, "CMM ≥ TSN")[1:] == ["−0.8 ± 1.6", "within the seeds' deviation"]

@@ -4,6 +4,7 @@ What a run keeps is its mean of the weights where it is asked for, and its gradi
 step is computed in.
 """
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ from test_training import Interrupt
 
 import clipwise
 from clipwise.config import load_config
+from clipwise.files import held_alone
+from clipwise.models.network import VideoNetwork
 
 STEPS_PER_EPOCH = 3  # 16 training videos in batches of 6
 OPTIONS = [
@@ -122,6 +125,18 @@ def test_killed_while_it_writes_a_checkpoint_the_one_before_is_intact(
     assert [path.name for path in folder.parent.glob(".*")] + [path.name for path in folder.glob(".*")] == []
 
 
+def test_without_locks_a_run_is_kept_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems of clusters have none."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with held_alone(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "run").mkdir()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run"]
+
+
 def test_what_is_kept_is_the_mean_of_the_weights(videos: Path, tmp_path: Path) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -161,6 +176,21 @@ def test_parts_add_up_to_the_gradient_of_the_whole(videos: Path, tmp_path: Path,
     for first, second in zip(*momentum, strict=True):
         scale = float(first["momentum_buffer"].abs().max())
         assert torch.allclose(first["momentum_buffer"], second["momentum_buffer"], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_no_more_clips_are_computed_with_at_a_time_than_a_part_has(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what is accumulated for want of memory must not fail in the check and the validation at the epoch's end."""
+    forward, at_a_time = VideoNetwork.forward, []
+
+    def counted(self: VideoNetwork, clips: torch.Tensor) -> torch.Tensor:
+        at_a_time.append(len(clips))
+        return forward(self, clips)
+
+    monkeypatch.setattr(VideoNetwork, "forward", counted)
+    clipwise.train(videos, tmp_path / "run", overrides=[*SMALL, "training.accumulate=3", "training.epochs=1"])
+    assert set(at_a_time) == {1, 2}
 
 
 def test_parts_in_bf16(videos: Path, tmp_path: Path) -> None:

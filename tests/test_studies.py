@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from clipwise.config import Config, load_config, override_views
+from clipwise.config import Config, load_config, override_views, recipe_names
 from clipwise.models.complexity import count_macs, count_parameters
 from clipwise.models.network import VideoNetwork
 from clipwise.models.registry import create_model
@@ -159,6 +159,37 @@ def test_published_figures_bear_the_claims_out(name: str) -> None:
             keys = ["mini-SSV2 top-1"]
         for key in keys:
             assert better[key] >= worse[key], (claim, key)
+
+
+def test_table_5_of_deep_analysis_is_as_printed() -> None:
+    """To the digit that it prints; the authors' tables have most of it with more digits, and another S3D."""
+    study = find_study("da_aggregation")
+    networks = ("none", "I3D", "Conv.", "TAM", "none", "I3D", "Conv.", "TAM", "TSM", "NLN")
+    labels = [f"{'Inception-v1' if place < 4 else 'ResNet'} {name}" for place, name in enumerate(networks)]
+    printed = {
+        ("mini-SSV2", 8): (33.1, 56.4, 58.2, 59.7, 33.9, 62.6, 61.6, 65.4, 64.1, 53.0),
+        ("mini-SSV2", 16): (34.7, 61.8, 63.7, 63.9, 35.3, 66.2, 65.7, 68.6, 67.4, 55.0),
+        ("mini-Kinetics", 8): (70.4, 68.1, 68.3, 68.8, 72.1, 73.3, 71.5, 74.1, 74.1, 73.7),
+        ("mini-Kinetics", 16): (70.5, 70.9, 70.7, 70.0, 72.5, 75.5, 73.4, 76.4, 75.6, 74.5),
+    }
+    for (data, frames), row in printed.items():
+        for label, figure in zip(labels, row, strict=True):
+            published = study.variant(f"{label} {frames}f").published[f"{data} top-1"]
+            assert published == pytest.approx(figure, abs=0.08), (label, frames)  # 75.57 is printed as 75.5
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_rows_differ_as_they_say_whatever_the_recipe(name: str) -> None:
+    """What one row sets in training, all set: a recipe with dense clips, or with Twins, changes no other row's name."""
+    fields = [{override.partition("=")[0] for override in row.training} for row in find_study(name).variants]
+    indifferent = {"model.weights", "data.stride"}  # a start that there is; the stride of dense clips alone
+    assert all(own - indifferent == fields[0] - indifferent for own in fields)
+
+
+def test_studies_of_certain_videos_name_their_recipe() -> None:
+    named = {name: study.recipe for name in study_names() if (study := find_study(name)).recipe}
+    assert named == {name: name for name in ("overhead_adl", "overhead_adl_reversed", "handwash12")}
+    assert set(named) <= set(recipe_names())
 
 
 def test_rows_that_differ_in_testing_share_a_training() -> None:

@@ -259,8 +259,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "batch_size", "reference_batch")
-        _at_least(self, 1, "accumulate")
+        _at_least(self, 1, "epochs", "batch_size", "reference_batch", "accumulate")
         _at_least(self, 0, "lr", "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed")
         _at_least(self, 0, "ema", "label_smoothing", "mixup", "cutmix", "twins_lambda", "twins_beta")
         for prefix, factor in self.lr_factors.items():

@@ -1,6 +1,7 @@
 """Small things done with files in several places; above all, writing them whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -39,12 +40,15 @@ def held_alone(path: Path) -> Iterator[None]:
     """Keep other processes from using ``path``, which need not exist, by a locked file beside it.
 
     The lock ends with this process however it ends. (A record lock, which also works over NFS and which processes that
-    are forked meanwhile do not hold on to.) Where the system has none, nothing is kept.
+    are forked meanwhile do not hold on to.) Where system or file system have none, nobody is kept from anything.
 
     Raises:
         ValueError: if another process holds it.
         OSError: if no file can be written there.
     """
+    if fcntl is None:
+        yield
+        return
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -67,17 +71,19 @@ def _locked(lock: Path) -> TextIO:
     while True:
         file = lock.open("a+", encoding="utf-8")
         try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its holder may have deleted it since it was opened, and another have made it anew.
-            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):  # a file system without locks
                 return file
-        except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip()
             file.close()
             name = lock.name.removeprefix(".").removesuffix(".lock")
             raise ValueError(f"{lock.with_name(name)}: is in use by {holder or 'another process'}") from error
+        with contextlib.suppress(FileNotFoundError):
+            # Its holder may have deleted it since it was opened, and another have made it anew.
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
         file.close()
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clipwise.cli.app import app, counted, counting, say
+from clipwise.cli.app import app, counted, counting, say, table_of_figures
 
 if TYPE_CHECKING:
     from clipwise.evaluation.contribution import Contribution, Contributions
@@ -85,11 +85,12 @@ def _listed(cells: tuple[str, ...]) -> str:
 
 def _print_contributions(found: "Contributions") -> None:
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Column
 
     from clipwise.evaluation.contribution import TABLE_7
 
-    table = Table("data set", "module", *(Column(name, no_wrap=True) for name in ("Φ̄", "Ψ̄ ta", "Ψ̄ ta+tp", "cells")))
+    names = (Column(name, overflow="fold") for name in ("data set", "module"))
+    table = table_of_figures(*names, *(Column(name, no_wrap=True) for name in ("Φ̄", "Ψ̄ ta", "Ψ̄ ta+tp", "cells")))
     by_module: dict[tuple[str, str], dict[bool, Contribution]] = {}
     for row in found.rows:
         by_module.setdefault((row.dataset, row.module), {})[row.temporal_pooling] = row
@@ -205,21 +206,24 @@ def order(
 
 def _print_probe(probe: "OrderProbe") -> None:
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Column
 
     from clipwise.evaluation.order_probe import ORDERS, network_verdict
 
+    def column(name: str) -> Column:
+        return Column(name, justify="right", no_wrap=True)
+
     out = Console(highlight=False, markup=False)
-    summary = Table("network", "", *ORDERS)
+    summary = table_of_figures(Column("network", overflow="fold"), Column(), *map(column, ORDERS))
     for network in probe.networks:
         summary.add_row(network.name, "top-1", *(f"{network.top1(order):.1f}" for order in ORDERS))
         summary.add_row("", "mean class", *(f"{network.mean_class_accuracy(order):.1f}" for order in ORDERS))
     out.print(summary)
     shown = _classes(probe)
     for network in probe.networks:
-        figures = [Column(name, justify="right") for name in ("videos", *ORDERS)]
-        name, taken_for = Column("class", no_wrap=True), Column("reversed taken for", overflow="fold")
-        table = Table(name, *figures, taken_for, title=network.name, title_justify="left")
+        figures = [column(name.replace(" ", "\n")) for name in ("videos", *ORDERS)]
+        name, taken_for = Column("class", overflow="fold"), Column("reversed\ntaken for", overflow="fold")
+        table = table_of_figures(name, *figures, taken_for, title=network.name)
         accuracies: dict[str, Any] = {order: network.class_accuracy(order) for order in ORDERS}
         taken = network.taken_for()
         for label in shown:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
-__all__ = ["app", "console", "counted", "counting", "say"]
+__all__ = ["app", "console", "counted", "counting", "say", "table_of_figures"]
 
 app = typer.Typer(
     name="clipwise",
@@ -46,6 +48,11 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     with bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def table_of_figures(*columns: Column, title: str | None = None) -> Table:
+    """A table without rules between its columns, so that many figures find room in 80."""
+    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def counted(number: int, what: str, many: str | None = None) -> str:

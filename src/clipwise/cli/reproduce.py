@@ -1,6 +1,7 @@
 """``clipwise reproduce``"""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Column
 
-from clipwise.cli.app import app, console, counted, say
+from clipwise.cli.app import app, console, counted, say, table_of_figures
 
 if TYPE_CHECKING:
     from clipwise.studies.plan import Row, Standing, Training
@@ -29,7 +30,8 @@ def reproduce(
         Path | None, typer.Option("--output", "-o", help="The study's folder; runs/studies/STUDY if left out.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="A recipe of the package or a YAML file.")
+        str | None,
+        typer.Option("--recipe", "-r", help="A recipe of the package or a YAML file; the study's own if left out."),
     ] = None,
     backbone: Annotated[
         str, typer.Option(help="Such as resnet18, where the study's networks leave it open.")
@@ -75,15 +77,18 @@ def reproduce(
         variants=choose_variants(chosen, [name.strip() for name in variants.split(",")] if variants else []),
         overrides=tuple(overrides or ()),
     )
+    command = request.command(jobs=jobs, hours=hours)
     if show:
-        outcome = show_study(request)
+        outcome = show_study(request, jobs=jobs or 1)
+        if (request.output / "study.json").is_file():  # with the settings that it was begun with
+            command = outcome.study["command"]
     else:
         with StudyDisplay() as display:
             outcome = run_study(request, jobs=jobs, hours=hours, reporter=display)
     _print(outcome, as_json=as_json)
     if not show:
         say(f"written: {', '.join(str(request.output / f'study.{ending}') for ending in ('json', 'md', 'png'))}")
-    _closing(outcome, request.asked, outcome.study["command"] if show else request.command())
+    _closing(outcome, request.asked, command)
     if outcome.interrupted:
         raise typer.Exit(130)
     if not outcome.complete:
@@ -106,10 +111,10 @@ def _list_studies(*, as_json: bool) -> None:
         ]
         typer.echo(json.dumps(listed, ensure_ascii=False))
         return
-    table = Table(Column("study", no_wrap=True), "title", "source", "trainings a seed")
+    width = max(map(len, trainings))
     for each in studies:
-        table.add_row(each.name, each.title, each.source, str(trainings[each.name]))
-    Console().print(table)
+        typer.echo(f"{each.name:{width}} {trainings[each.name]:3}  {each.title}")
+    say("the number: trainings for each seed; `clipwise reproduce STUDY --show`: networks, figures, hours")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -122,7 +127,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _print(outcome: "Outcome", *, as_json: bool) -> None:
     import json
 
-    from clipwise.studies.report import PUBLISHED, claim_lines, table
+    from clipwise.studies.report import COUNTS, PUBLISHED, claim_lines, table
 
     study = outcome.study
     if as_json:
@@ -130,12 +135,16 @@ def _print(outcome: "Outcome", *, as_json: bool) -> None:
         return
     head, rows = table(study)
     out = Console()
-    columns = [name.removeprefix(PUBLISHED) for name in head[1:]]
-    shown = Table(Column(head[0], no_wrap=True), *columns, title=study["title"])
-    if columns != head[1:]:
+    # Published counts of parameters and MACs are in study.md; here they would leave the figures no room.
+    places = [place for place, name in enumerate(head) if name.removeprefix(PUBLISHED) not in COUNTS or place < 3]
+    # At spaces, and after hyphens but in "top-1".
+    names = [re.sub(r" |(?<=[a-z]-)(?=[a-zA-Z])", "\n", head[place].removeprefix(PUBLISHED)) for place in places]
+    columns = [Column(names[0], overflow="fold"), *(Column(name, no_wrap=True) for name in names[1:])]
+    shown = table_of_figures(*columns, title=study["title"])
+    if any(head[place].startswith(PUBLISHED) for place in places):
         shown.caption = "right of the seeds: what was published"
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(row[place] for place in places))
     out.print(shown)
     for line in claim_lines(study):
         out.print(line, markup=False, highlight=False)

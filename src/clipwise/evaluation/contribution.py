@@ -392,25 +392,32 @@ def _from_study(path: Path, record: dict[str, Any], metric: str) -> list[Result]
         if not variant["runs"]:
             continue
         # A run's own configuration has what differs from the study's, by dotted names.
-        usual = record["config"]["model"]["num_frames"]
-        frames = variant["runs"][0]["config"].get("model.num_frames", usual)
+        differing = variant["runs"][0]["config"]
+        frames = differing.get("model.num_frames", record["config"]["model"]["num_frames"])
         where = f"{path}, {variant['label']}"
-        trained = [text for text in variant["training"] if not text.startswith("model.")]
+        trained = [
+            text
+            for text in variant["training"]
+            if (name := text.partition("=")[0]) in differing and not name.startswith("model.")
+        ]
         accuracy = variant["mean"][metric]
-        views = "; ".join(variant["views"])
+        own_views = dict(text.removeprefix("views.").split("=", 1) for text in variant["views"])
+        tested = _protocol(record["config"]["views"] | own_views)
         cell = _cell_of(variant["model"], frames, variant["options"], trained)
-        results.append(Result(dataset, *cell, accuracy, where, len(variant["runs"]), views))
+        results.append(Result(dataset, *cell, accuracy, where, len(variant["runs"]), tested))
     return results
 
 
 def _from_evaluation(path: Path, record: dict[str, Any], metric: str) -> Result:
     model, protocol = record["checkpoint"]["model"], record["protocol"]
     dataset = _data_name(record["data"]["source"], record["data"]["split"])
-    # The rest follows from the network: its normalisation, and a stride from its frame count.
-    views = {key: value for key, value in protocol["views"].items() if key not in ("mean", "std", "stride")}
-    tested = f"{', '.join(f'{key}={value}' for key, value in views.items())}"
     cell = _cell_of(model["name"], model["num_frames"], model["options"])
-    return Result(dataset, *cell, float(record["video"][metric]), str(path), protocol=tested)
+    return Result(dataset, *cell, float(record["video"][metric]), str(path), protocol=_protocol(protocol["views"]))
+
+
+def _protocol(views: dict[str, Any]) -> str:
+    """How a network was tested; what is left out follows from it: its normalisation, and a stride from its frames."""
+    return ", ".join(f"{key}={value}" for key, value in views.items() if key not in ("mean", "std", "stride"))
 
 
 def _data_name(source: str, split: str | None) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "network_outputs",
     "rebatched",
     "score_views",
+    "segments_of",
 ]
 
 AVERAGES = {"softmax": "mean of softmax over views", "logits": "softmax of the mean of logits over views"}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from clipwise.files import file_sha256, written_whole
@@ -18,6 +19,7 @@ from clipwise.models.network import VideoNetwork, inflate
 
 if TYPE_CHECKING:
     from clipwise.checkpoint import Card
+    from clipwise.config import ModelConfig
 
 __all__ = ["LoadReport", "grouped", "imagenet_file", "load_weights", "read_state_dict", "weight_file"]
 
@@ -217,10 +219,10 @@ def load_weights(
             wrong.append(f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}")
     card = _card_beside(path)
     if wrong:
-        if card and card.config.name == name and card.config.num_frames != model.num_frames:
+        if card and card.config.name == name and _only_frames_differ(card.config, model):
             raise ValueError(
-                f"{path}: was trained with {card.config.num_frames} frames a clip, and the weights of {name} depend on "
-                f"that: {grouped(key.split(' ')[0] for key in wrong)}. Keep model.num_frames={card.config.num_frames}, "
+                f"{path}: was trained with {card.config.num_frames} frames a clip, and of the weights of {name} "
+                f"{len(wrong)} depend on that, the first {wrong[0]}. Keep model.num_frames={card.config.num_frames}, "
                 f"or start {model.num_frames} frames from other weights"
             )
         raise ValueError(
@@ -293,3 +295,20 @@ def _card_beside(path: Path) -> "Card | None":
     from clipwise.checkpoint import CARD, read_card  # which builds networks, and so imports this module
 
     return read_card(path) if path.suffix == ".safetensors" and (path.parent / CARD).is_file() else None
+
+
+def _only_frames_differ(config: "ModelConfig", model: VideoNetwork) -> bool:
+    """Whether a network as ``config`` says, but for the clip's length, would have the tensors of ``model``."""
+    from clipwise.models.registry import create_model  # whose families import this package's
+
+    if config.num_frames == model.num_frames:
+        return False
+    try:
+        with torch.device("meta"):
+            other = create_model(
+                config.name, num_classes=model.num_classes, num_frames=model.num_frames, **config.options
+            )
+    except ValueError:  # such as a length that these options do not take
+        return False
+    shapes, own = ({key: value.shape for key, value in of.state_dict().items()} for of in (other, model))
+    return shapes == own

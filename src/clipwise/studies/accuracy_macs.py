@@ -18,7 +18,7 @@ def _ssv1(top1: float, gmacs: float) -> dict[str, float]:
 
 _ACCURACY = Study(
     "accuracy_macs",
-    "Accuracy against multiply–accumulates, 8 frames and one view",
+    "Accuracy against MACs, 8 frames and one view",
     "STM, Table 9; STM-J, Table 4; STC, Figure 2, Tables II and IV; STW, Table 1; DA, Figure 1",
     (
         Variant(

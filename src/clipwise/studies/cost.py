@@ -53,11 +53,11 @@ class Costs:
         return rate * (training.config.training.epochs - now.epochs)
 
     def hours_left(self, trainings: Iterable[Training], jobs: int, *, timed: bool = True) -> float | None:
-        """Hours until all of some trainings are finished, ``jobs`` of them at once."""
+        """Hours until all of some trainings are finished, ``jobs`` of them at once: no less than the longest takes."""
         self.look()
         seconds = [self.seconds_left(training, timed=timed) for training in trainings]
         known = [value for value in seconds if value is not None]
-        return None if len(known) < len(seconds) else sum(known) / jobs / 3600
+        return None if len(known) < len(seconds) else max(sum(known) / jobs, *known, 0.0) / 3600
 
     def _rate(self, training: Training) -> float | None:
         own = [rate for other, rate in self._measured if other.label == training.label]

@@ -16,14 +16,11 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "STM": ("stm_{backbone}", {}),
 }
 _REFERENCE = "reference mean-class accuracy"
-_RECIPE = (
-    "With --recipe {} --set model.weights=PATH, an ImageNet ResNet-50 with Caffe's strides; rows differ in the network "
-    "alone. "
-)
+_START = "With --set model.weights=PATH, an ImageNet ResNet-50 with Caffe's strides; rows differ in the network alone. "
 
 _OVERHEAD = Study(
     "overhead_adl",
-    "Actions told apart by their order, under a ceiling camera",
+    "Actions told apart by order, under a ceiling camera",
     "ours, after STM, Table 5",
     (
         *(
@@ -51,32 +48,33 @@ _OVERHEAD = Study(
         Claim("CSTM + CMM ≥ CSTM alone", "STM", "CSTM"),
         *(Claim(f"{label} ≥ TSN", label, "TSN") for label in ("TSM", "STC", "STW", "STM")),
     ),
-    _RECIPE.format("overhead_adl")
-    + "TEA is a Res2Net, for which there is no image network here: it starts from random weights, which on so "
+    _START + "TEA is a Res2Net, for which there is no image network here: it starts from random weights, which on so "
     "few videos decides its figure. I3D and S3D start from the inflated file; the 3D half of GST from random weights.",
+    recipe="overhead_adl",
 )
 
 _REVERSED = Study(
     "overhead_adl_reversed",
-    "Forward or backward? Playback of four transitions under a ceiling camera",
+    "Forwards or backwards? Four actions, a ceiling camera",
     "ours",
     tuple(
         Variant(label, *_NETWORKS[label], published={_REFERENCE: accuracy})
         for label, accuracy in (("TSN", 51), ("STM", 80), ("TSM", 83), ("STC", 91), ("STW", 88))
     ),
     tuple(Claim(f"{label} ≥ TSN", label, "TSN") for label in ("STM", "TSM", "STC", "STW")),
-    _RECIPE.format("overhead_adl_reversed")
-    + "The videos of falling, lying_down, sitting_down and standing_up, each once "
+    _START + "The videos of falling, lying_down, sitting_down and standing_up, each once "
     "forward and once backward, as `clipwise data playback` makes them.",
+    recipe="overhead_adl_reversed",
 )
 
 _HANDWASH = Study(
     "handwash12",
-    "Hand shapes, of which the order of frames says nothing",
+    "Hand shapes, of which order says nothing",
     "ours",
     tuple(Variant(label, *_NETWORKS[label], published={_REFERENCE: 96}) for label in _NETWORKS),
-    note=_RECIPE.format("handwash12") + "The papers' scene-related case: all networks are expected within a few points "
-    "of each other, so nothing is claimed of their order.",
+    note=_START + "The papers' scene-related case: all networks are expected within a few points of each other, so "
+    "nothing is claimed of their order.",
+    recipe="handwash12",
 )
 
 STUDIES = (_OVERHEAD, _REVERSED, _HANDWASH)

@@ -69,7 +69,7 @@ class Request:
         """The labels of the variants to run."""
         return self.variants or tuple(variant.label for variant in self.study.variants)
 
-    def command(self, *, whole: bool = False) -> str:
+    def command(self, *, whole: bool = False, jobs: int | None = None, hours: float | None = None) -> str:
         """The command that begins this, and goes on with it; of the ``whole`` study, or what was asked of it."""
         words = ["clipwise", "reproduce", self.study.name, *([str(self.data)] if self.data else [])]
         words += ["--output", str(self.output)]
@@ -80,6 +80,8 @@ class Request:
         words += ["--variants", ",".join(chosen)] if chosen and not whole else []
         for override in self.overrides:
             words += ["--set", override]
+        words += ["--jobs", str(jobs)] if jobs is not None else []
+        words += ["--hours", f"{hours:g}"] if hours is not None else []
         return shlex.join(words)
 
 
@@ -214,8 +216,8 @@ def make_plan(request: Request, *, data: Path, recipe: str | None) -> Plan:
     """Work a study out on its data, and check what the folder holds against it.
 
     Raises:
-        ValueError: for settings, data or a network that cannot be used, and for a folder that holds a run of other
-            settings or data; the message names the difference.
+        ValueError: for settings, data, weights or a network that cannot be used, and for a folder that holds a run of
+            other settings or data; the message names the difference.
     """
     study = request.study
     base = load_config(recipe, request.overrides)
@@ -268,6 +270,8 @@ def make_plan(request: Request, *, data: Path, recipe: str | None) -> Plan:
     )
     for training in plan.distinct:
         _check_folder(training, *parts[training.seed])
+    for training in plan.asked:
+        _check_start(study, training)
     return plan
 
 
@@ -358,6 +362,21 @@ def _check_folder(training: Training, train: Manifest, validation: Manifest) -> 
             f"{folder}: holds another run than the study's {training.name}: {'; '.join(differences)}; give the "
             "settings and data that it was begun with, or another --output"
         )
+
+
+def _check_start(study: Study, training: Training) -> None:
+    """Raises ValueError where a training is still to be begun and there is nothing for it to start from."""
+    source = training.config.model.weights
+    if source is None or training.start or standing(training).epochs:
+        return
+    remedy = "give a file by --set model.weights=PATH, or null for random weights"
+    if source == "imagenet" and training.config.model.options.get("caffe_stride"):
+        raise ValueError(
+            f"{study.name}, variant {training.label}: torchvision's ImageNet weights have other strides than "
+            f"caffe_stride; {remedy}"
+        )
+    if source != "imagenet" and not weight_file(source).is_file():
+        raise ValueError(f"{study.name}, variant {training.label}: model.weights={source}: no such file; {remedy}")
 
 
 def _effective(config: Config) -> dict[str, Any]:

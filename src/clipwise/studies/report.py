@@ -38,6 +38,8 @@ METRICS = {
 """Figures as they are called in tables."""
 PUBLISHED = "published: "
 """What the name of a column of published figures begins with."""
+COUNTS = ("M parameters", "GMACs")
+"""Published figures that tell no accuracy."""
 _DIGITS = 4
 
 
@@ -263,7 +265,9 @@ def table(study: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a study's table, as text."""
     metric, variants = study["metric"], study["variants"]
     also = [name for name in ("top1", "mean_class_accuracy", "joint.top1") if name != metric]
-    metrics = [metric, *(name for name in also if any(name in variant["mean"] for variant in variants))]
+    # Where all classes have as many videos, top-1 and the mean over classes are one.
+    means = [variant["mean"] for variant in variants]
+    metrics = [metric, *(name for name in also if any(name in mean and mean[name] != mean[metric] for mean in means))]
     published = list(dict.fromkeys(name for variant in variants for name in variant["published"]))
     head = ["variant", "params (M)", "GMACs", *(METRICS.get(name, name) for name in metrics), "seeds"]
     rows = [
@@ -273,11 +277,15 @@ def table(study: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{variant['macs'] / 1e9:.2f}" + (f" × {n}" if (n := variant["views_per_video"]) > 1 else ""),
             *(_figure(variant, name) for name in metrics),
             str(len(variant["runs"])),
-            *(f"{variant['published'][name]:g}" if name in variant["published"] else "–" for name in published),
+            *(_published(variant["published"].get(name)) for name in published),
         ]
         for variant in variants
     ]
     return [*head, *(f"{PUBLISHED}{name}" for name in published)], rows
+
+
+def _published(figure: float | None) -> str:
+    return "–" if figure is None else f"{round(figure, 2):g}"
 
 
 def _figure(variant: dict[str, Any], metric: str) -> str:

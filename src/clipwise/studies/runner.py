@@ -83,17 +83,24 @@ def plan_study(request: Request) -> Plan:
     """Work out what a study needs on its data, which is rendered first where none is named and it is not there yet.
 
     Raises:
-        ValueError: for what cannot be run; see :func:`clipwise.studies.plan.make_plan`.
+        ValueError: for what cannot be run, such as a study of certain videos without them; see also
+            :func:`clipwise.studies.plan.make_plan`.
     """
+    study = request.study
     if request.data is not None:
-        return make_plan(request, data=request.data, recipe=request.recipe)
+        return make_plan(request, data=request.data, recipe=request.recipe or study.recipe)
+    if study.recipe is not None:
+        raise ValueError(
+            f"{study.name} is about certain videos, not rendered ones; name them: clipwise reproduce {study.name} DATA "
+            f"(clipwise recipes {study.recipe} says how they are made)"
+        )
     return make_plan(request, data=rendered_videos(request.output), recipe=request.recipe or RECIPE)
 
 
-def show_study(request: Request) -> Outcome:
+def show_study(request: Request, *, jobs: int = 1) -> Outcome:
     """How a study stands, from ``study.json`` where there is one; nothing is run or written.
 
-    Of a study that was never run it is what it will take: a step of each network is timed for that.
+    Of a study that was never run it is what it will take, ``jobs`` at once: a step of each network is timed for that.
 
     Raises:
         ValueError: see :func:`run_study`.
@@ -108,7 +115,7 @@ def show_study(request: Request) -> Outcome:
         else:
             plan = plan_study(request)
         study = collect(plan)
-        return Outcome(study, _complete(study, request), (), False, Costs(plan).hours_left(plan.asked, 1))
+        return Outcome(study, _complete(study, request), (), False, Costs(plan).hours_left(plan.asked, jobs))
 
 
 def _complete(study: dict[str, Any], request: Request) -> bool:

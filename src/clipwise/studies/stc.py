@@ -18,7 +18,7 @@ _STC_TABLE2 = _table2(22.0, 26.9, 48.3, 77.4)
 
 _ALPHA = Study(
     "stc_alpha",
-    "STC's share α of spatial-first channels, and networks without such a split",
+    "STC's share α of spatial-first channels",
     "STC, Table II",
     (
         Variant("TSN", "tsn_{backbone}", published=_table2(23.9, 32.9, 17.7, 46.6)),

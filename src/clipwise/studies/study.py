@@ -60,6 +60,8 @@ class Study:
     claims: tuple[Claim, ...] = ()
     note: str = ""
     """What differs from the paper, and why."""
+    recipe: str | None = None
+    """Of the package, for the videos that the study is about; None where it may be run on any."""
 
     def variant(self, label: str) -> Variant:
         """The row of a label.

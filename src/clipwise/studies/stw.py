@@ -38,7 +38,7 @@ _RATIOS = Study(
 _MODULES = Study(
     "stw_modules",
     "Impact of STFM and TWM",
-    "STW, Table 6",
+    "STW, Table 6; GMACs: section IV-C",
     (
         Variant("TSN", "tsn_{backbone}", published={**_ssv1(19.7, 46.6), "GMACs": 33}),
         Variant("TSM", "tsm_{backbone}", published=_ssv1(42.1, 72.7)),

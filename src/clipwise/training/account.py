@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -112,16 +112,13 @@ class RunAccount:
             origin = json.loads((folder / _RUN).read_text(encoding="utf-8"))
             values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             splits = json.loads((folder / _SPLITS).read_text(encoding="utf-8"))
-            epochs: list[EpochLog] = []
-            if (folder / _EPOCHS).is_file():
-                with (folder / _EPOCHS).open(newline="", encoding="utf-8") as file:
-                    epochs = [EpochLog.from_row(row) for row in csv.DictReader(file)]
+            _, rows = _epochs(folder)
             return cls(
                 config=Config.from_json(values),
                 values=values,
                 origin=origin,
                 validation_videos=frozenset(map(tuple, splits["validation"])),
-                epochs=tuple(epochs),
+                epochs=tuple(map(EpochLog.from_row, rows)),
             )
         except FileNotFoundError as error:
             imported = "; it was imported, give its weights to a new run as model.weights"
@@ -201,26 +198,31 @@ def kept_weights(config: Config) -> str:
 
 def append_epoch(folder: Path, log: EpochLog) -> None:
     """Add a line to ``epochs.csv``."""
-    path = folder / _EPOCHS
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        row = log.to_row()
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow({key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in row.items()})
+    columns, rows = _epochs(folder)
+    row = {key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in log.to_row().items()}
+    _write_epochs(folder, columns or list(row), [*rows, row])
 
 
 def drop_epochs_after(folder: Path, step: int) -> None:
     """Forget the lines past ``step``: a run that was killed between its log and its state repeats that epoch."""
+    columns, rows = _epochs(folder)
+    if columns:
+        _write_epochs(folder, columns, [row for row in rows if int(row["step"]) <= step])
+
+
+def _epochs(folder: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Columns and lines of ``epochs.csv``; none before the first epoch."""
     path = folder / _EPOCHS
     if not path.is_file():
-        return
+        return (), []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows = [row for row in reader if int(row["step"]) <= step]
-        columns: Sequence[str] = reader.fieldnames or ()
-    with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        rows = list(reader)
+        return reader.fieldnames or (), rows
+
+
+def _write_epochs(folder: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    with written_whole(folder / _EPOCHS) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -574,12 +574,14 @@ class _Run(pl.Callback):
         channels_last(self.model)
         self.board = _tensorboard(self.output, self.sampler.start) if self.processes.first else None
         device = torch.device("cuda", self.processes.local_rank) if cuda else torch.device("cpu")
+        # An error that one process alone has met so far ends all here: Lightning's own meeting would wait for that one.
+        self.processes.exchange()
         with _quiet_lightning(), signals_restored(), _interrupted_as_such(), deaths_explained():
             pl.Trainer(
                 accelerator="gpu" if cuda else "cpu",
                 devices=self.processes.local_count,
                 num_nodes=self.processes.count // self.processes.local_count,
-                # Buffers before each validation alone: the first process's are what is kept.
+                # Buffers at the start and before each validation: the first process's are what is kept.
                 strategy=DDPStrategy(broadcast_buffers=False) if self.processes.count > 1 else "auto",
                 precision="bf16-mixed" if training.precision == "bf16" else "32-true",
                 max_epochs=1,
@@ -607,6 +609,8 @@ class _Run(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         # Not before: Lightning puts a handler of its own on SIGTERM, which would end the process in mid-step.
         self.stop.listen()
+        # The first process alone has read the weights to start from; Lightning has sent the parameters, and no buffers.
+        self.processes.same_buffers(self.model)
         if self.resumed:
             trainer.optimizers[0].load_state_dict(self.resumed.optimizer)
             if self.processes.first:
@@ -720,15 +724,17 @@ class _Run(pl.Callback):
     def _validate(self) -> Evaluation | None:
         if self.validation is None:
             return None
+        training = self.config.training
         self.processes.same_buffers(self.kept)
         evaluation = evaluate_model(
             self.kept,
             self.validation,
             self.config.views,
             num_frames=self.config.model.num_frames,
-            batch_size=self.config.training.batch_size,
+            # As many at a time as in training, for the memory is as large.
+            batch_size=training.batch_size // (self.processes.count * training.accumulate),
             workers=self.config.data.workers,
-            precision=self.config.training.precision,
+            precision=training.precision,
             on_error=self.config.data.on_error,
             max_failed=self.config.data.max_failed,
             processes=self.processes,

@@ -1,7 +1,7 @@
 """One training step: pixels to loss, on Lightning."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -117,8 +117,9 @@ class ClassificationTask(pl.LightningModule):
             group["lr"] = self.rate * factor
         for name in self.kept_norms:
             self.model.get_submodule(name).eval()
-        # Far apart for each process: seed and steps stay below 2**53.
-        torch.manual_seed(self.config.training.seed * 1_000_003 + self.step + (self.processes.rank << 53))
+        # Processes lie far apart in the 32 bits of a seed that the CPU's generator takes; it leaves the others.
+        apart = self.processes.rank * (2**32 // self.processes.count)
+        torch.manual_seed(self.config.training.seed * 1_000_003 + self.step + apart)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: :meth:`training_step` begins with it, for Lightning would do it after the first parts' gradients."""
@@ -179,9 +180,12 @@ class ClassificationTask(pl.LightningModule):
             clips, partner, share = mix(clips, training, copies=self._copies)
             targets = [(share, labels), (1 - share, labels[partner])]
         shares, every = zip(*targets, strict=True)
-        number = min(training.accumulate, len(clips))  # of an epoch's last clips there may be fewer than parts
-        for part, *some in zip(clips.tensor_split(number), *(of.tensor_split(number) for of in every), strict=True):
+        for part, *some in zip(self._divided(clips), *map(self._divided, every), strict=True):
             yield part, list(zip(shares, some, strict=True))
+
+    def _divided(self, batch: Tensor) -> Sequence[Tensor]:
+        """The rows that go through the network together; of an epoch's last clips there may be fewer than parts."""
+        return batch.tensor_split(min(self.config.training.accumulate, len(batch)))
 
     def _none(self) -> Tensor:
         """The loss of a process without a clip: 0, and it takes part in what the others do with gradients."""
@@ -240,10 +244,10 @@ class ClassificationTask(pl.LightningModule):
             self.model.eval()
             try:
                 with torch.inference_mode():
-                    logits = self.model(self.normalise(self._as_one_batch(batch["clip"])))
+                    parts = self._divided(self._as_one_batch(batch["clip"]))
+                    finite = all(bool(self.model(self.normalise(part)).isfinite().all()) for part in parts)
             finally:
                 self.model.train(was_training)
-            finite = bool(logits.isfinite().all())
         if not all(of_process for (of_process,) in self.processes.exchange(finite)):
             raise self._diverged("the network's output became infinite or no number", self.step)
 
