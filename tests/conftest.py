@@ -1,5 +1,6 @@
 """Fixtures shared by all tests, and the closing account of what was skipped and why."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ import clipwise
 from clipwise.data.synthetic import synthesize
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# Tests press Ctrl-C; what a script starts in its background ignores it, and so would all that is started here.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

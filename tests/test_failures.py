@@ -167,19 +167,17 @@ def test_too_many_stop_the_run(damaged: tuple[Path, set[str]], tmp_path: Path) -
         clipwise.train(damaged[0], tmp_path / "run", overrides=[*LARGE, "data.on_error=skip", "data.max_failed=0.01"])
 
 
-def test_report_ends_with_status_one_and_skip_with_none(damaged: tuple[Path, set[str]], tmp_path: Path) -> None:
+def test_report_ends_with_status_one_and_skip_with_none(
+    damaged: tuple[Path, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_cli import clipwise, settings
+
     for policy, status in (("report", 1), ("skip", 0)):
-        more = [*LARGE, f"data.on_error={policy}", "training.epochs=1"]
-        run = subprocess.run(
-            [sys.executable, "-m", "clipwise", "train", damaged[0], "-o", tmp_path / policy]
-            + [part for override in more for part in ("--set", override)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == status, run.stderr
-        assert "10 videos could not be read and took no part; unreadable.json names them" in run.stderr
-        assert run.stderr.count("left out, for it cannot be read") == (10 if policy == "report" else 0)
+        more = settings(*LARGE, f"data.on_error={policy}", "training.epochs=1")
+        assert clipwise("train", damaged[0], "-o", tmp_path / policy, *more, monkeypatch=monkeypatch) == status
+        said = capsys.readouterr().err
+        assert "10 videos could not be read and took no part; unreadable.json names them" in said
+        assert said.count("left out, for it cannot be read") == (10 if policy == "report" else 0)
 
 
 def test_a_resumed_run_remembers_what_it_could_not_read(damaged: tuple[Path, set[str]], tmp_path: Path) -> None:
