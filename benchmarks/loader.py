@@ -23,6 +23,8 @@ Rivals that are not installed are left out, with the reason. The readers' frames
 clips where they are equal, and how far they are off elsewhere (each brings its own conversion to RGB).
 
     python benchmarks/loader.py --data ../shared/data --output benchmarks/results/loader_cpu_2cores.json
+
+``--parts`` measures some parts anew, in a file that is there already.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ from clipwise.data.manifest import Manifest
 from clipwise.data.pack import pack
 from clipwise.data.shards import write_shards
 from clipwise.data.shared_buffers import ClipLoader
-from clipwise.data.transforms import Box, crop_resize, flip
+from clipwise.data.transforms import crop_resize, flip, train_box
 
 Reader = Callable[[str, list[int]], np.ndarray]
 PARTS = ("readers", "stores", "index", "loader", "memory")
@@ -356,6 +358,16 @@ def goals(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def renewed(before: dict[str, Any], now: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """An earlier run's result in which some parts are measured anew, with the command and condition of each."""
+    keys = ("device", "versions", "condition", "command")
+    changed = [key for key in ("device", "versions") if before[key] != now[key]]
+    if changed:
+        raise SystemExit(f"the file's {' and '.join(changed)} are others than this run's; write to another file")
+    again = before.get("measured_again", {}) | {part: {key: now[key] for key in keys[2:]} for part in parts}
+    return before | {key: value for key, value in now.items() if key not in keys} | {"measured_again": again}
+
+
 # Stores, index, loader, memory
 
 
@@ -476,7 +488,7 @@ def through_loader(clips: Any, batches: list[list[Draw]]) -> tuple[float, float]
 
 
 def loader_overhead(
-    groups: dict[str, list[str]], folder: Path, rounds: int, seconds_each: float = 0.8
+    groups: dict[str, list[str]], folder: Path, rounds: int, seconds_each: float = 2.0
 ) -> dict[str, Any]:
     """A loader process's seconds a clip beside those of the bare steps: read, crop and resize, flip every other.
 
@@ -519,10 +531,20 @@ def loader_times(
             return video.read(clips.sample(video.num_frames, rng=np.random.default_rng([0, 1, draw.number])))
 
     def bare_steps(draw: Draw) -> None:
-        frames = read(draw)
-        side = min(210, *frames.shape[1:3])
-        clip = crop_resize(frames, Box(0, 0, side, side), SIDE)
-        if draw.number % 2:
+        # What the clip is made of, with the clip's own draws: how large a crop is decides what resizing costs.
+        rng = np.random.default_rng([0, 1, draw.number])
+        with VideoFile(files[draw.video]) as video:
+            frames = video.read(clips.sample(video.num_frames, rng=rng))
+        augmentation = clips.augmentation
+        box = train_box(
+            *frames.shape[1:3],
+            rng,
+            position=augmentation.position,
+            scales=augmentation.scales,
+            max_distort=augmentation.max_distort,
+        )
+        clip = crop_resize(frames, box, SIDE)
+        if rng.random() < 0.5:
             flip(clip)
 
     milliseconds: dict[str, list[tuple[float, float]]] = {}
@@ -585,7 +607,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=10_000, help="for the memory (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the above (default: all)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="of the above (default: all); others stay in the file"
+    )
     parser.add_argument("--groups", nargs="+", default=[""], help="clips whose group's name has one of these in it")
     arguments = parser.parse_args()
     if arguments.data is not None and not arguments.data.is_dir():
@@ -628,7 +652,8 @@ def main() -> None:
                 "frames_in_a_clip": {group: quartiles([counts[p] for p in files]) for group, files in groups.items()},
             },
             "command": f"python benchmarks/loader.py --data ../shared/data --clips {arguments.clips} "
-            f"--rounds {arguments.rounds} --samples {arguments.samples} --seed {arguments.seed} --output …",
+            f"--rounds {arguments.rounds} --samples {arguments.samples} --seed {arguments.seed}"
+            + f"{'' if arguments.parts == PARTS else ' --parts ' + ' '.join(arguments.parts)} --output …",
         }
         if "readers" in arguments.parts:
             result["agreement"] = agreement(groups, counts)
@@ -649,6 +674,8 @@ def main() -> None:
             result["memory"] = memory(quick, folder, arguments.samples)
         load.append(os.getloadavg())
         result["condition"]["load_average_1_minute"] = [round(one[0], 2) for one in load]
+    if arguments.parts != PARTS and arguments.output.is_file():
+        result = renewed(json.loads(arguments.output.read_text()), result, arguments.parts)
     result["goals"] = goals(result)
     print(json.dumps(result["goals"], indent=1, ensure_ascii=False), file=sys.stderr)
     arguments.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
