@@ -10,7 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -576,7 +576,9 @@ class _Run(pl.Callback):
         device = torch.device("cuda", self.processes.local_rank) if cuda else torch.device("cpu")
         # An error that one process alone has met so far ends all here: Lightning's own meeting would wait for that one.
         self.processes.exchange()
-        with _quiet_lightning(), signals_restored(), _interrupted_as_such(), deaths_explained():
+        # However the run ends: TensorBoard's own thread would write into a folder that is being taken away.
+        board = closing(self.board) if self.board else nullcontext()
+        with board, _quiet_lightning(), signals_restored(), _interrupted_as_such(), deaths_explained():
             pl.Trainer(
                 accelerator="gpu" if cuda else "cpu",
                 devices=self.processes.local_count,
@@ -594,8 +596,6 @@ class _Run(pl.Callback):
                 use_distributed_sampler=False,
                 limit_val_batches=0,
             ).fit(self.task, DevicePrefetcher(loader, device))
-        if self.board:
-            self.board.close()
 
     def _hold_in_memory(self) -> None:
         from clipwise.data.memory import hold_in_memory
