@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from clipwise.config import flat
+
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = ("python", "clipwise", "torch")  # of those that a study tells
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean-class accuracy"}
@@ -84,15 +86,6 @@ def machine(record: Record) -> str:
     return device if isinstance(device, str) else f"{device['processor']}, {count(device['cores'], 'core')}"
 
 
-def fields(values: Any, prefix: str = "") -> dict[str, Any]:
-    """A configuration's values by their dotted names."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        name: one for key, value in values.items() for name, one in fields(value, f"{prefix}.{key}".strip(".")).items()
-    }
-
-
 # Sections
 
 
@@ -100,7 +93,7 @@ def real_video(results: Results) -> Iterator[str]:
     records = list(results.values())
     first, runs = records[0], [record["training"] for record in records]
     protocol, schedule = first["protocol"], runs[0]["config"]["training"]
-    configs = [fields(run["config"]) for run in runs]
+    configs = [flat(run["config"]) for run in runs]
     differing = [f"`{key}`" for key in configs[0] if any(one.get(key) != configs[0][key] for one in configs)]
     rare = min(first["video"]["per_class"], key=lambda row: row["videos"])
 

@@ -1,12 +1,14 @@
 """Fixtures shared by all tests, and the closing account of what was skipped and why."""
 
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import clipwise
+from clipwise import train
+from clipwise.cli import main
 from clipwise.data.synthetic import synthesize
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -14,6 +16,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Tests press Ctrl-C; what a script starts in its background ignores it, and so would all that is started here.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run the command line in this process; returns the exit status."""
+    monkeypatch.setattr(sys, "argv", ["clipwise", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +67,7 @@ SMALL = [
 def run(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run on `videos`; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    clipwise.train(videos, folder, overrides=SMALL)
+    train(videos, folder, overrides=SMALL)
     return folder
 
 

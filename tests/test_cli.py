@@ -12,21 +12,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import SMALL, clipwise
 
-from clipwise.cli import main
 from clipwise.data.pack import PackedFile
 from clipwise.demo import run_demo
-
-
-def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run the command line in this process; returns the exit status."""
-    monkeypatch.setattr(sys, "argv", ["clipwise", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def settings(*more: str) -> list[str]:

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import clipwise
 
-from clipwise.cli import main
 from clipwise.evaluation.contribution import TABLE_7, Contributions, Result, contributions, read_results
 from clipwise.evaluation.run import evaluate
 
@@ -20,15 +19,6 @@ def result(module: str, accuracy: float, backbone: str = "resnet50", frames: int
 
 def only(found: Contributions, module: str, pooling: bool = False) -> Any:
     return next(row for row in found.rows if (row.module, row.temporal_pooling) == (module, pooling))
-
-
-def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["clipwise", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def test_equation_1_by_hand() -> None:

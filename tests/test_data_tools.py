@@ -20,9 +20,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from conftest import clipwise
 from PIL import Image
 
-from clipwise.cli import main
 from clipwise.data.check import UNUSABLE, CheckReport, FileTask, check, inspect, journal_of
 from clipwise.data.isolation import run_isolated
 from clipwise.data.manifest import Manifest
@@ -31,15 +31,6 @@ from clipwise.data.stats import collect, draw
 from clipwise.data.table import Table
 
 SECONDS = 2
-
-
-def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["clipwise", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def pictures(count: int = 25 * SECONDS, size: tuple[int, int] = (96, 64), seed: int = 0) -> np.ndarray:

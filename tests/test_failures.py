@@ -170,7 +170,8 @@ def test_too_many_stop_the_run(damaged: tuple[Path, set[str]], tmp_path: Path) -
 def test_report_ends_with_status_one_and_skip_with_none(
     damaged: tuple[Path, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_cli import clipwise, settings
+    from conftest import clipwise
+    from test_cli import settings
 
     for policy, status in (("report", 1), ("skip", 0)):
         more = settings(*LARGE, f"data.on_error={policy}", "training.epochs=1")

@@ -1,7 +1,6 @@
 """The order of frames: what each network sees of it, and what may be concluded from how many videos."""
 
 import json
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import clipwise
 
 import clipwise as package
 from clipwise.checkpoint import write_card, write_weights
-from clipwise.cli import main
 from clipwise.config import ModelConfig, ViewsConfig
 from clipwise.data import decode
 from clipwise.data.labels import LabelSpace
@@ -43,15 +42,6 @@ TRAINING = [
     "data.workers=0",
     "data.in_memory=true",
 ]
-
-
-def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["clipwise", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

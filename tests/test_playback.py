@@ -2,17 +2,15 @@
 
 import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import SMALL, clipwise
 
 import clipwise as package
-from clipwise.cli import main
 from clipwise.config import ViewsConfig
 from clipwise.data import decode
 from clipwise.data.check import check
@@ -26,15 +24,6 @@ from clipwise.data.split import divide
 from clipwise.data.stats import collect
 from clipwise.data.table import Table
 from clipwise.evaluation.run import evaluate
-
-
-def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["clipwise", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import SMALL
+from test_training import Interrupt as StopAfter
 
 import clipwise
 from clipwise.cli import main
@@ -155,23 +156,6 @@ class Interrupt(Watch):
         if there.epochs > self.before:
             self.before = 1_000_000
             os.kill(os.getpid(), signal.SIGINT)
-
-
-class StopAfter:
-    """A training's reporter that presses Ctrl-C after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def started(self, *_: Any) -> None: ...
-
-    def stepped(self, *, step: int, **_: Any) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def epoch_ended(self, *_: Any) -> None: ...
-
-    def failed(self, *_: Any) -> None: ...
 
 
 def test_a_failed_training_is_named_and_the_others_go_on(complete: Path, videos: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from test_pack import frames
 from torch.utils.data import DataLoader
 
 from clipwise.data import pack as packing
@@ -30,15 +31,6 @@ from clipwise.data.manifest import Manifest
 from clipwise.data.pack import pack
 from clipwise.data.shards import ShardedFile, write_shards
 from clipwise.data.stores import INDEX, JOURNAL
-
-
-def frames(folder: Path, count: int, height: int, width: int) -> None:
-    """A folder of smooth, coloured, moving JPEG frames."""
-    folder.mkdir(parents=True)
-    y, x = np.mgrid[:height, :width]
-    for index in range(count):
-        picture = np.stack([2 * x + 5 * index, 3 * y, x + y], axis=-1).clip(0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"img_{index + 1:05d}.jpg", quality=95)
 
 
 @pytest.fixture

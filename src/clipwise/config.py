@@ -24,6 +24,7 @@ __all__ = [
     "TrainingConfig",
     "ViewsConfig",
     "config_from_mapping",
+    "flat",
     "load_config",
     "override_reading",
     "override_views",
@@ -330,6 +331,14 @@ class Config:
     def sha256(self) -> str:
         """Hash of the values, the same however the recipe was written."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration's values by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 Section = TypeVar("Section")

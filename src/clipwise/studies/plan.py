@@ -1,6 +1,5 @@
 """From a study and the user's settings to trainings: which there are, what each needs, and what lies there already."""
 
-import csv
 import difflib
 import json
 import math
@@ -15,14 +14,14 @@ from typing import Any
 
 import torch
 
-from clipwise.config import READING, Config, ViewsConfig, load_config, override_views
+from clipwise.config import READING, Config, ViewsConfig, flat, load_config, override_views
 from clipwise.data.manifest import Manifest
 from clipwise.files import file_sha256, portable_path
 from clipwise.models.complexity import count_macs, count_parameters
 from clipwise.models.registry import create_model
 from clipwise.models.weights import weight_file
 from clipwise.studies.study import Study, Variant
-from clipwise.training.account import RunAccount, is_run, videos_hash
+from clipwise.training.account import RunAccount, is_run, read_epochs, videos_hash
 from clipwise.training.run import split_manifest
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "Standing",
     "Training",
     "choose_variants",
-    "flat",
     "hash_of",
     "is_remnant",
     "make_plan",
@@ -189,13 +187,12 @@ class Standing:
 def standing(training: Training) -> Standing:
     """How far a training is, from the log of its epochs."""
     try:
-        with (training.folder / "epochs.csv").open(newline="", encoding="utf-8") as file:
-            rows = [(int(row["epoch"]), float(row["seconds"])) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError):  # not there yet, or a line that is just being written
-        rows = []
-    epochs = max((epoch for epoch, _ in rows), default=0)
+        logs = read_epochs(training.folder)
+    except (OSError, KeyError, TypeError, ValueError):  # no log of a run: what else lies in the folder is checked apart
+        logs = ()
+    epochs = max((log.epoch for log in logs), default=0)
     finished = epochs >= training.config.training.epochs and (training.folder / _LAST).is_file()
-    return Standing(epochs, sum(seconds for _, seconds in rows), finished)
+    return Standing(epochs, sum(log.seconds for log in logs), finished)
 
 
 def choose_variants(study: Study, names: Sequence[str]) -> tuple[str, ...]:
@@ -413,11 +410,3 @@ def hash_of(file: Path) -> str:
 @cache
 def _hash(file: Path, _changed: int) -> str:
     return file_sha256(file)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration's values by dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

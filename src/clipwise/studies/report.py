@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from clipwise.analysis.plots import study_figure
+from clipwise.config import flat
 from clipwise.data.manifest import Manifest
 from clipwise.files import portable_path, write_json, written_whole
 from clipwise.studies.cost import Costs
-from clipwise.studies.plan import Plan, Row, Training, flat, hash_of, standing
+from clipwise.studies.plan import Plan, Row, Training, hash_of, standing
 from clipwise.training.account import RunAccount, videos_hash
 
 __all__ = [
@@ -157,7 +158,7 @@ def _run(training: Training, record: dict[str, Any], base: Mapping[str, Any]) ->
         },
         "per_class": _per_class(video),
         **({"unreadable_videos": record["unreadable"]} if record["unreadable"] else {}),
-        "config_sha256": origin["config_sha256"],
+        "config_sha256": account.config.sha256,
         "weights_sha256": record["weights_sha256"],
         "seconds": round(standing(training).seconds, 1),
         "device": origin["device"],

@@ -17,15 +17,15 @@ from typing import IO, Any, Protocol
 
 import torch
 
-from clipwise.config import READING
+from clipwise.config import READING, flat
 from clipwise.evaluation.run import evaluate
 from clipwise.files import write_json
 from clipwise.studies.cost import Costs, jobs_that_fit
 from clipwise.studies.data import RECIPE, rendered_there, rendered_videos
-from clipwise.studies.plan import Plan, Request, Row, Standing, Training, flat, make_plan, standing
+from clipwise.studies.plan import Plan, Request, Row, Standing, Training, make_plan, standing
 from clipwise.studies.report import collect, read_study, record_path, test_record, write_report
 from clipwise.training.account import RunAccount, is_run
-from clipwise.training.resume import STATE
+from clipwise.training.resume import STATE, signals_restored
 
 __all__ = ["Failed", "Outcome", "Reporter", "plan_study", "run_study", "show_study"]
 
@@ -186,18 +186,14 @@ def _note_process(lock: IO[str], number: int) -> None:
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with signals_restored():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, interrupt)
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Process:
@@ -273,6 +269,8 @@ class _Runner:
         self.costs = Costs(plan)
         self.running: list[_Process] = []
         self.failed: dict[Path, Failed] = {}
+        self.untested = [training for training in plan.distinct if standing(training).finished]
+        """Finished trainings whose tests were not looked for yet."""
         self.threads = max(1, torch.get_num_threads() // jobs) if jobs > 1 else None
         self.stopping = False
         self.written: dict[str, Any] | None = None
@@ -305,7 +303,7 @@ class _Runner:
 
     def _begin_what_may(self) -> None:
         """Begin trainings while there is room and time; those that were begun before come first."""
-        if self.stopping:
+        if self.stopping or len(self.running) >= self.jobs:
             return
         at_work = {process.training.folder for process in self.running}
         waiting = [
@@ -313,7 +311,7 @@ class _Runner:
             for training in self.plan.asked
             if training.folder not in at_work and training.folder not in self.failed and not standing(training).finished
         ]
-        if not waiting or len(self.running) >= self.jobs:
+        if not waiting:
             return
         self.costs.look()
         for training in sorted(waiting, key=lambda training: not standing(training).epochs):
@@ -356,6 +354,8 @@ class _Runner:
         failed = None
         if not there.finished and not self.stopping:
             failed = self.failed[process.training.folder] = process.failure()
+        if there.finished:
+            self.untested.append(process.training)
         if self.reporter:
             self.reporter.ended(process.training, there, failed)
 
@@ -374,10 +374,8 @@ class _Runner:
 
     def _test_next(self) -> bool:
         """Test one training that has finished and was not tested yet; returns whether there was one."""
-        busy = {process.training.folder for process in self.running} | self.failed.keys()
-        for training in self.plan.distinct:
-            if training.folder in busy or not standing(training).finished:
-                continue
+        while self.untested:
+            training = self.untested.pop(0)
             rows = [row for row in self.plan.rows if self.plan.trainings[row.variant.label, training.seed] is training]
             untested = [row for row in rows if test_record(training, row) is None]
             for row in untested:

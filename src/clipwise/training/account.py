@@ -112,13 +112,12 @@ class RunAccount:
             origin = json.loads((folder / _RUN).read_text(encoding="utf-8"))
             values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             splits = json.loads((folder / _SPLITS).read_text(encoding="utf-8"))
-            _, rows = _epochs(folder)
             return cls(
                 config=Config.from_json(values),
                 values=values,
                 origin=origin,
                 validation_videos=frozenset(map(tuple, splits["validation"])),
-                epochs=tuple(map(EpochLog.from_row, rows)),
+                epochs=read_epochs(folder),
             )
         except FileNotFoundError as error:
             imported = "; it was imported, give its weights to a new run as model.weights"
@@ -194,6 +193,12 @@ def kept_weights(config: Config) -> str:
     if config.training.ema:
         return f"the exponential mean of weights and BatchNorm statistics, decay {config.training.ema:g} a step"
     return "the weights of the step"
+
+
+def read_epochs(folder: Path) -> tuple[EpochLog, ...]:
+    """The epochs that a run has logged; none before the first. Raises what a damaged ``epochs.csv`` leads to."""
+    _, rows = _epochs(folder)
+    return tuple(map(EpochLog.from_row, rows))
 
 
 def append_epoch(folder: Path, log: EpochLog) -> None:
