@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clipwise.data.manifest import Manifest
     from clipwise.evaluation.run import evaluate
+    from clipwise.inference.deploy import deploy
     from clipwise.inference.predictor import Predictor, load
     from clipwise.models.registry import create_model, list_models
     from clipwise.models.temporalize import temporalize
@@ -18,6 +19,7 @@ __all__ = [
     "Predictor",
     "__version__",
     "create_model",
+    "deploy",
     "evaluate",
     "list_models",
     "load",
@@ -30,6 +32,7 @@ _HOMES = {
     "Manifest": "clipwise.data.manifest",
     "Predictor": "clipwise.inference.predictor",
     "create_model": "clipwise.models.registry",
+    "deploy": "clipwise.inference.deploy",
     "evaluate": "clipwise.evaluation.run",
     "list_models": "clipwise.models.registry",
     "load": "clipwise.inference.predictor",

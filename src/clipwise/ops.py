@@ -19,7 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["fold", "motion_difference", "running_mean", "shift", "temporal_conv", "temporal_pool", "unfold"]
+__all__ = [
+    "fold",
+    "is_plain_inference",
+    "motion_difference",
+    "running_mean",
+    "shift",
+    "temporal_conv",
+    "temporal_pool",
+    "unfold",
+]
 
 
 def fold(x_NTCHW: Tensor) -> Tensor:
@@ -52,7 +61,8 @@ def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
         -2       0 0 1 2
          0       1 2 3 4
 
-    Written with ``pad`` and ``cat`` rather than slice assignment, so that an ONNX export holds no ScatterND.
+    Where gradients, a compiler or an exporter follow, ``pad`` and ``cat`` are written, so that an ONNX export holds
+    no ScatterND; in plain inference slices are assigned, which copies everything once instead of twice.
 
     Raises:
         ValueError: if the groups do not add up to C.
@@ -61,6 +71,8 @@ def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
     if sum(size for size, _ in groups) != channels:
         raise ValueError(f"shift groups {list(groups)} do not add up to {channels} channels")
     x_NTHWC = x_NTCHW.permute(0, 1, 3, 4, 2)
+    if is_plain_inference(x_NTCHW):
+        return _assign_shifted(x_NTHWC, groups).permute(0, 1, 4, 2, 3)
     shifted = [
         _shift_time(part, offset)
         for part, (_, offset) in zip(x_NTHWC.split([size for size, _ in groups], dim=-1), groups, strict=True)
@@ -77,11 +89,31 @@ def _shift_time(x_NTHWC: Tensor, offset: int) -> Tensor:
     return F.pad(x_NTHWC, (0, 0, 0, 0, 0, 0, -offset, offset))
 
 
-def temporal_conv(x_NTCHW: Tensor, weight: Tensor, *, causal: bool = False) -> Tensor:
+def is_plain_inference(x: Tensor) -> bool:
+    """Whether nothing follows what is done to a tensor: neither autograd nor a compiler nor an exporter."""
+    followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return not (followed or (x.requires_grad and torch.is_grad_enabled()))
+
+
+def _assign_shifted(x_NTHWC: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+    shifted = torch.empty_like(x_NTHWC, memory_format=torch.contiguous_format)
+    frames, first = x_NTHWC.shape[1], 0
+    for size, offset in groups:
+        offset = max(-frames, min(offset, frames))
+        channels = slice(first, first + size)
+        inside = slice(max(0, -offset), frames - max(0, offset))
+        shifted[:, inside, ..., channels] = x_NTHWC[:, max(0, offset) : frames - max(0, -offset), ..., channels]
+        shifted[:, : inside.start, ..., channels] = 0
+        shifted[:, inside.stop :, ..., channels] = 0
+        first += size
+    return shifted
+
+
+def temporal_conv(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """(N, T, C, H, W) → (N, T, C', H, W): convolution along time, zero padding, stride 1.
 
     ``weight`` has shape (C', C / groups, k) with k odd, so it is a ``conv1d`` weight: (C, 1, 3) is channel-wise,
-    its taps in the order previous, current, next frame; in the causal form t-2, t-1, t.
+    its taps in the order previous, current, next frame; in the causal form t-2, t-1, t. ``bias`` has shape (C',).
 
     The form is a 2D convolution over (T, H·W): on a channels-last tensor this view costs no copy, and PyTorch's
     2D kernels are several times as fast on a CPU as ``conv1d`` on a permuted copy or ``conv3d``.
@@ -91,7 +123,8 @@ def temporal_conv(x_NTCHW: Tensor, weight: Tensor, *, causal: bool = False) -> T
     x = x_NTCHW.reshape(n, t, c, h * w).transpose(1, 2)
     if causal:
         x = F.pad(x, (0, 0, kernel - 1, 0))
-    y = F.conv2d(x, weight.unsqueeze(-1), padding=(0 if causal else kernel // 2, 0), groups=c // weight.shape[1])
+    padding = (0 if causal else kernel // 2, 0)
+    y = F.conv2d(x, weight.unsqueeze(-1), bias, padding=padding, groups=c // weight.shape[1])
     return y.transpose(1, 2).reshape(n, t, weight.shape[0], h, w)
 
 

@@ -32,7 +32,10 @@ from clipwise.ops import fold, temporal_pool, unfold
 
 __all__ = [
     "LAYERS",
+    "BasicBlock",
+    "Block",
     "BlockSpec",
+    "Bottleneck",
     "ResNet",
     "Slot",
     "TemporalModule",
@@ -99,10 +102,15 @@ class Slot:
     """On the block's output."""
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """What both kinds of residual block share."""
 
+    conv1: nn.Conv2d
+    bn1: nn.Module
+    relu: nn.ReLU
     conv2: nn.Module
+    bn2: nn.Module
+    downsample: nn.Sequential | None
 
     def _fill(self, slot: Slot) -> None:
         self._keys: dict[str, str] = {}
@@ -112,11 +120,13 @@ class _Block(nn.Module):
                 self.add_module(module.key, module)
                 self._keys[place] = module.key
 
+    def temporal(self, place: str) -> nn.Module | None:
+        """The temporal module at a place of :class:`Slot`, other than conv2."""
+        return getattr(self, self._keys[place]) if place in self._keys else None
+
     def _apply_at(self, place: str, x: Tensor, frames: int) -> Tensor:
-        if place not in self._keys:
-            return x
-        module: nn.Module = getattr(self, self._keys[place])
-        return fold(module(unfold(x, frames)))
+        module = self.temporal(place)
+        return x if module is None else fold(module(unfold(x, frames)))
 
     def _conv2(self, y: Tensor, frames: int) -> Tensor:
         if type(self.conv2) is nn.Conv2d:
@@ -125,13 +135,11 @@ class _Block(nn.Module):
         return fold(self.conv2(unfold(y, frames)))
 
     def _merge(self, s: Tensor, y: Tensor, frames: int) -> Tensor:
-        if "merge" not in self._keys:
-            return s
-        module: nn.Module = getattr(self, self._keys["merge"])
-        return fold(module(unfold(s, frames), unfold(y, frames)))
+        module = self.temporal("merge")
+        return s if module is None else fold(module(unfold(s, frames), unfold(y, frames)))
 
 
-class _BasicBlock(_Block):
+class BasicBlock(Block):
     expansion = 1
 
     def __init__(
@@ -139,7 +147,7 @@ class _BasicBlock(_Block):
         in_channels: int,
         width: int,
         strides: tuple[int, int],
-        downsample: nn.Module | None,
+        downsample: nn.Sequential | None,
         slot: Slot,
     ) -> None:
         super().__init__()
@@ -160,7 +168,7 @@ class _BasicBlock(_Block):
         return self._apply_at("after", out, frames)
 
 
-class _Bottleneck(_Block):
+class Bottleneck(Block):
     expansion = 4
 
     def __init__(
@@ -168,7 +176,7 @@ class _Bottleneck(_Block):
         in_channels: int,
         width: int,
         strides: tuple[int, int],
-        downsample: nn.Module | None,
+        downsample: nn.Sequential | None,
         slot: Slot,
     ) -> None:
         super().__init__()
@@ -255,7 +263,7 @@ class ResNet(VideoNetwork):
         self.temporal_pooling = temporal_pooling
         self.caffe_stride = caffe_stride
         kind, blocks = LAYERS[depth]
-        block: type[_BasicBlock | _Bottleneck] = _BasicBlock if kind == "basic" else _Bottleneck
+        block: type[BasicBlock | Bottleneck] = BasicBlock if kind == "basic" else Bottleneck
         self.conv1 = nn.Conv2d(3, base_width, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base_width)
         self.relu = nn.ReLU(inplace=True)

@@ -17,7 +17,7 @@ def shift_groups(channels: int, fold: int, *, causal: bool = False) -> list[tupl
 
 
 class TemporalConv(nn.Module):
-    """Convolution over time alone, kernel 3, zero padding, no bias.
+    """Convolution over time alone, kernel 3, zero padding, no bias while it trains.
 
     ``weight`` has conv1d's shape (out, in / groups, 3), its taps in the order previous, current, next.
 
@@ -32,7 +32,9 @@ class TemporalConv(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
+        self.bias: nn.Parameter | None
         self.weight = nn.Parameter(torch.empty(out_channels or in_channels, in_channels // groups, 3))
+        self.register_parameter("bias", None)  # deployment folds a normalisation into it
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def start_as_shift(self, previous: int, next_: int) -> None:
@@ -51,7 +53,7 @@ class TemporalConv(nn.Module):
 
     def forward(self, x_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C', H, W)."""
-        return ops.temporal_conv(x_NTCHW, self.weight, causal=self.causal)
+        return ops.temporal_conv(x_NTCHW, self.weight, self.bias, causal=self.causal)
 
     def extra_repr(self) -> str:
         out_channels, per_group, kernel = self.weight.shape

@@ -1,0 +1,337 @@
+"""A trained network made ready for inference: the same function in fewer operations.
+
+What is done is algebra, exact but for rounding: a BatchNorm goes into the convolution whose output it alone reads, the
+last layer is applied to the mean of the frames' features instead of to each, and a ResNet's blocks become those of
+:mod:`clipwise.inference.fused`. Which normalisation follows which convolution is not guessed from names but seen in
+one forward pass, so that networks with modules of the user's own are treated alike.
+"""
+
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from clipwise.compiling import compiler_missing
+from clipwise.inference.fused import FusedConv, fuse_block
+from clipwise.models.network import VideoNetwork, channels_last
+from clipwise.models.resnet import Block, ResNet
+from clipwise.models.temporal.layers import TemporalConv
+
+__all__ = ["Deployed", "deploy"]
+
+_log = logging.getLogger(__name__)
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear)
+
+
+class Deployed(nn.Module):
+    """A network for inference, made by :func:`deploy`. It can be neither trained nor saved as a checkpoint.
+
+    Attributes:
+        network: the rewritten network.
+        dtype: in which its layers compute.
+        compiled: whether torch.compile translates it; at the first clips of each shape.
+    """
+
+    def __init__(self, network: VideoNetwork, dtype: torch.dtype, *, compiled: bool, cuda_graph: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        self.compiled = compiled
+        self._run: Callable[[Tensor], Tensor] = self._logits
+        if compiled:
+            self._run = torch.compile(self._run, dynamic=False, options={"freezing": True})
+        if cuda_graph:
+            self._run = _Graphs(self._run)
+        super().train(False)
+
+    @property
+    def num_frames(self) -> int:
+        """T of a clip."""
+        return self.network.num_frames
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the last layer."""
+        return self.network.num_classes
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuse to train.
+
+        Raises:
+            ValueError: for ``mode=True``.
+        """
+        if mode:
+            raise ValueError("a deployed network cannot be trained: its BNs are folded; train the one it was made of")
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a deployed network can be neither copied nor pickled: what it compiled and captured belongs to this "
+            "process; save the network it was made of, and call deploy where it is to run"
+        )
+
+    @torch.no_grad()
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, T, 3, H, W) float → (N, num_classes) float32 logits."""
+        self.network.check_clips(clips)
+        return self._run(clips)
+
+    def _logits(self, clips: Tensor) -> Tensor:
+        network = self.network
+        clips = clips.to(self.dtype)
+        if not _ends_in_mean(network):
+            return network(clips).float()  # type: ignore[no-any-return]
+        # The last layer is linear, so the mean of what it makes of the frames is what it makes of their mean.
+        logits: Tensor = network.fc(network.forward_features(clips).float().mean(dim=1))
+        return logits
+
+
+def deploy(
+    model: VideoNetwork, *, dtype: torch.dtype = torch.float32, compile: bool = False, cuda_graph: bool = False
+) -> Deployed:
+    """Rewrite a network for inference on the device where it is.
+
+    The argument stays as it is. In float32 the outputs are the network's but for rounding.
+
+    Args:
+        model: a network of this library, or one that :func:`clipwise.temporalize` made.
+        dtype: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``, in which the layers compute; the last
+            layer, and BNs that follow no convolution, keep float32.
+        compile: translate by torch.compile; without a compiler this is said once, and the network runs as it is.
+        cuda_graph: record the kernels of each shape of input once and replay them, which makes small batches faster.
+            GPUs only.
+
+    Raises:
+        TypeError: for something else than a network.
+        ValueError: for another dtype, or ``cuda_graph`` for a network that is not on a GPU.
+    """
+    if isinstance(model, Deployed):
+        raise TypeError("this network is deployed already; deploy the one it was made of")
+    if not isinstance(model, VideoNetwork):
+        raise TypeError(f"deploy takes a network of clipwise.create_model or temporalize, got {type(model).__name__}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+    device = next(model.parameters()).device
+    if cuda_graph and device.type != "cuda":
+        raise ValueError(f"cuda_graph needs a network on a GPU, and this one is on {device}; leave it out, or move it")
+    network = copy.deepcopy(model).eval().requires_grad_(False).float()
+    for convolutions, norm in _normalised_convolutions(network):
+        _fold(convolutions, norm)
+        _replace_by_identity(network, norm)
+    if isinstance(network, ResNet):
+        _fuse(network, wide=device.type == "cuda")
+    channels_last(network).to(dtype)
+    for module in network.modules():
+        if isinstance(module, _NORMS):
+            module.float()
+    if _ends_in_mean(network):
+        network.fc.float()
+    if compile and (missing := compiler_missing(device.type)):
+        _log.warning("%s. Running without it", missing)
+        compile = False
+    return Deployed(network, dtype, compiled=compile, cuda_graph=cuda_graph)
+
+
+def _ends_in_mean(network: VideoNetwork) -> bool:
+    """Whether the logits are the mean over the time steps of ``fc`` of each, as they are unless a family differs."""
+    return type(network).forward is VideoNetwork.forward
+
+
+def _fuse(network: ResNet, *, wide: bool) -> None:
+    network.add_module("conv1", FusedConv(network.conv1, relu=True))
+    network.add_module("relu", nn.Identity())
+    for stage in range(1, 5):
+        layer: Sequence[Block] = getattr(network, f"layer{stage}")
+        network.add_module(f"layer{stage}", nn.ModuleList(fuse_block(block, wide=wide) for block in layer))
+
+
+# Which normalisation follows which convolution.
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a tensor holds: the outputs of convolutions side by side, and the axis of their channels."""
+
+    convolutions: tuple[nn.Module, ...]
+    axis: int
+
+
+class _Readers(TorchFunctionMode):
+    """Follows the outputs of convolutions through one forward pass: who reads them.
+
+    What only moves the channels, or puts outputs side by side, is followed; every other function is a reader.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.owners = {
+            id(module.weight): module
+            for module in network.modules()
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        }
+        self.sources: dict[int, _Source] = {}
+        """By a tensor's id."""
+        self.calls: dict[nn.Module, int] = defaultdict(int)
+        self.readers: dict[nn.Module, int] = defaultdict(int)
+        self.kept: list[Any] = []
+        """Tensors stay alive, since a tensor is known by its id."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.kept.append(result)
+        if not _tensors(result):
+            return result  # a shape, a flag
+        if isinstance(result, Tensor):
+            owner = self.owners.get(id(args[1])) if func in _CONVOLUTIONS else None
+            if owner is not None:
+                self.made(owner, result, axis=result.ndim - 1 if isinstance(owner, nn.Linear) else 1)
+            elif moved := self._moved(func, args, kwargs):
+                self.sources[id(result)] = moved
+                return result
+        for read in _tensors((args, kwargs)):
+            for convolution in self.sources[id(read)].convolutions if id(read) in self.sources else ():
+                self.readers[convolution] += 1
+        return result
+
+    def made(self, convolution: nn.Module, output: Tensor, axis: int) -> None:
+        """Note a convolution's output."""
+        self.calls[convolution] += 1
+        self.sources[id(output)] = _Source((convolution,), axis)
+        self.kept.append(output)
+
+    def _moved(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Source | None:
+        """What the result of folding, unfolding, exchanging axes 1 and 2 or concatenating channels holds."""
+        if func is torch.cat:
+            parts = [self.sources.get(id(part)) for part in args[0]]
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            if not all(part is not None and part.axis == axis for part in parts):
+                return None
+            return _Source(tuple(one for part in parts if part is not None for one in part.convolutions), axis)
+        source = self.sources.get(id(args[0])) if args else None
+        if source is None:
+            return None
+        axis = source.axis
+        if func is Tensor.flatten and args[1:] == (0, 1) and axis == 2:
+            return _Source(source.convolutions, 1)
+        if func is Tensor.unflatten and args[1] == 0 and axis == 1:
+            return _Source(source.convolutions, 2)
+        if func is Tensor.transpose and args[1:] == (1, 2) and axis in (1, 2):
+            return _Source(source.convolutions, 3 - axis)
+        return None
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [tensor for part in value for tensor in _tensors(part)]
+
+
+def _normalised_convolutions(network: VideoNetwork) -> list[tuple[tuple[nn.Module, ...], nn.Module]]:
+    """The pairs of convolutions and the BatchNorm that alone reads their output, each used once in a forward pass.
+
+    There is one convolution, or several whose outputs stand side by side.
+    """
+    readers = _Readers(network)
+    inputs: dict[nn.Module, list[Tensor]] = defaultdict(list)
+    hooks = []
+    for module in network.modules():
+        if isinstance(module, TemporalConv):
+            hooks.append(
+                module.register_forward_hook(lambda convolution, _, output: readers.made(convolution, output, axis=2))
+            )
+        if type(module) in _NORMS and module.running_mean is not None:
+            # The last of its hooks, so that it sees what those of the network's own have made of the input.
+            hooks.append(module.register_forward_pre_hook(lambda norm, given: inputs[norm].append(given[0])))
+    like = next(network.parameters())
+    size = max(64, network.min_size)
+    with torch.no_grad(), readers:
+        network(torch.zeros(1, network.num_frames, 3, size, size, device=like.device, dtype=like.dtype))
+    for hook in hooks:
+        hook.remove()
+    pairs = []
+    for norm, given in inputs.items():
+        source = readers.sources.get(id(given[0]))
+        if source is None or source.axis != 1 or len(given) > 1:
+            continue
+        if all((readers.calls[one], readers.readers[one]) == (1, 1) for one in source.convolutions):
+            pairs.append((source.convolutions, norm))
+    return pairs
+
+
+def _fold(convolutions: tuple[Any, ...], norm: Any) -> None:
+    """Put a BatchNorm, as it normalises in evaluation, into the convolutions before it."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    first = 0
+    for convolution in convolutions:
+        weight, bias = convolution.weight, convolution.bias
+        channels = slice(first, first + weight.shape[0])
+        own_scale, own_shift = scale[channels], shift[channels]
+        if bias is not None:
+            own_shift = own_shift + bias.double() * own_scale
+        convolution.weight = _like(weight.double() * own_scale.reshape(-1, *[1] * (weight.ndim - 1)), weight)
+        convolution.bias = _like(own_shift, weight)
+        first = channels.stop
+
+
+def _like(value: Tensor, parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.to(parameter), requires_grad=False)
+
+
+def _replace_by_identity(network: nn.Module, norm: nn.Module) -> None:
+    """A normalisation's hooks, by which ``temporalize`` places modules, stay."""
+    identity = nn.Identity()
+    identity._forward_hooks, identity._forward_pre_hooks = norm._forward_hooks, norm._forward_pre_hooks
+    for parent in network.modules():
+        for name, child in parent.named_children():
+            if child is norm:
+                setattr(parent, name, identity)
+
+
+class _Graphs:
+    """A function's kernels, recorded once for each shape of input and replayed after."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+        self.recorded: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        key = (clips.shape, clips.dtype)
+        if key not in self.recorded:
+            self.recorded[key] = self._record(clips)
+        graph, given, result = self.recorded[key]
+        given.copy_(clips)
+        graph.replay()
+        return result.clone()
+
+    def _record(self, clips: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        given = clips.clone()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what compiles, tunes or allocates at a first call must not be recorded
+            for _ in range(3):
+                self.function(given)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.function(given)
+        return graph, given, result

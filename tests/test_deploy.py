@@ -1,0 +1,213 @@
+"""A deployed network gives what the trained one gives, for every family, and refuses what it cannot do."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_temporalize import ImageResNet
+from torch import Tensor, nn
+
+import clipwise
+from clipwise.checkpoint import write_weights
+from clipwise.compiling import compiler_missing
+from clipwise.inference.fused import FusedBottleneck, fuse_block
+from clipwise.models.network import VideoNetwork
+from clipwise.models.registry import list_models, model_entry, model_options
+from clipwise.models.resnet import ResNet
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# A gate or a sum stands between these networks' convolutions and their BN, or a convolution behind it.
+KEPT = {"stc": 8, "stc_light": 8, "stw": 8, "eco": 6, "eco_lite": 6}
+
+
+def trained(name: str, num_frames: int | None = None, **options: Any) -> VideoNetwork:
+    """A narrow network whose BNs do something, and whose logits are far from zero."""
+    torch.manual_seed(1)
+    narrow = {"base_width": 16} if "base_width" in model_options(name) else {}
+    frames = num_frames or min(8, model_entry(name).num_frames)
+    return normalising(clipwise.create_model(name, num_classes=5, num_frames=frames, **narrow, **options))
+
+
+def normalising(model: VideoNetwork) -> VideoNetwork:
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            if module.weight is not None:
+                nn.init.uniform_(module.weight, -0.5, 1.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.2)
+    nn.init.normal_(model.fc.weight)
+    return model.eval()
+
+
+def clips_for(model: VideoNetwork, batch: int = 2) -> Tensor:
+    """Odd maps, and other sizes than those by which the network was rewritten."""
+    return torch.randn(batch, model.num_frames, 3, model.min_size + 33, model.min_size + 12)
+
+
+def difference(model: VideoNetwork, deployed: nn.Module, clips: Tensor) -> float:
+    with torch.no_grad():
+        expected = model(clips)
+    found = deployed(clips)
+    assert found.dtype == torch.float32
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def norms_in(module: nn.Module) -> int:
+    return sum(isinstance(part, NORMS) for part in module.modules())
+
+
+def one_of_each() -> list[str]:
+    """Every module and every family; of ResNets the two kinds of block."""
+    return [name for name in list_models() if not name.endswith(("resnet34", "resnet101", "resnet152", "x3d_l"))]
+
+
+@pytest.mark.parametrize("name", one_of_each())
+def test_every_network_gives_what_it_gave(name: str) -> None:
+    model = trained(name)
+    before = copy.deepcopy(model.state_dict())
+    deployed = clipwise.deploy(model)
+    assert difference(model, deployed, clips_for(model)) < 2e-5
+    module, _, backbone = name.rpartition("_")
+    kept = KEPT.get(module, 0) * (2 if backbone == "resnet50" else 1)
+    assert norms_in(deployed) == kept < norms_in(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["tsn_resnet50", "stm_resnet50", "stc_resnet50", "stw_resnet18", "i3d_inception_v1"])
+def test_half_precision(name: str) -> None:
+    model = trained(name, 8)
+    assert difference(model, clipwise.deploy(model, dtype=torch.bfloat16), clips_for(model)) < 2e-2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("module", ["tsm", "tam", "stm", "stc", "stc_light", "stw"])
+def test_causal_and_two_sided(module: str, causal: bool) -> None:
+    model = trained(f"{module}_resnet50", 4, causal=causal, caffe_stride=True)
+    assert difference(model, clipwise.deploy(model), clips_for(model)) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("stm_resnet50", {"modules": "cstm"}),
+        ("stm_resnet50", {"modules": "cmm"}),
+        ("stm_resnet50", {"fusion": "concatenation"}),
+        ("stm_resnet50", {"degenerate": True}),
+        ("stm_resnet50", {"temporal_conv": "ordinary", "motion_conv": "ordinary"}),
+        ("stm_resnet50", {"spatial_conv": "channelwise"}),
+        ("stm_resnet18", {"modules": "cmm"}),
+        ("stm_resnet50", {"temporal_pooling": True}),
+        ("stm_resnet50", {"nonlocal_blocks": True}),
+        ("stw_resnet50", {"modules": "stfm"}),
+        ("tsn_resnet50", {"temporal_pooling": "average"}),
+        ("i3d_resnet50", {"squeeze_excitation": True}),
+    ],
+)
+def test_variants(name: str, options: dict[str, Any]) -> None:
+    model = trained(name, 8, **options)
+    assert difference(model, clipwise.deploy(model), clips_for(model)) < 2e-5
+
+
+@pytest.mark.parametrize("fusion", ["sum", "concatenation"])
+def test_restore_within_conv3_is_exact(fusion: str) -> None:
+    """The form for GPUs: conv3 takes s and the reduced difference, or where it is pooled m, side by side."""
+    model = trained("stm_resnet50", 4, fusion=fusion)
+    assert isinstance(model, ResNet)
+    for block in model.blocks():
+        for module in block.modules():
+            if isinstance(module, NORMS):  # BN is another test's concern
+                module.reset_running_stats()
+                module.reset_parameters()
+                module.eps = 0
+        x = torch.randn(8, block.conv1.in_channels, 9, 7).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            expected = block(x, 4)
+            for part in ("bn1", "bn2", "bn3"):
+                setattr(block, part, nn.Identity())
+            fused = fuse_block(block, wide=True)
+            assert isinstance(fused, FusedBottleneck)
+            assert fused.wide == (fusion == "concatenation" or block.conv2.stride == (1, 1))
+            assert fused.conv3.weight.shape[1] % 8 == 0
+            found = fused(x.clone(memory_format=torch.preserve_format), 4)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_packed_weights_serve_every_size_of_input() -> None:
+    model = trained("stm_resnet50", 4)
+    deployed = clipwise.deploy(model)
+    for side, batch in ((64, 1), (95, 3), (64, 2), (33, 1)):
+        clips = torch.randn(batch, 4, 3, side, side)
+        assert difference(model, deployed, clips) < 2e-5
+        contiguous_apart = clips.transpose(3, 4).contiguous().transpose(3, 4)
+        assert torch.equal(deployed(contiguous_apart), deployed(clips))
+
+
+def test_without_onednn() -> None:
+    model = trained("stm_resnet50", 4)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert difference(model, clipwise.deploy(model), clips_for(model)) < 2e-5
+
+
+def test_moved_to_another_dtype_after_use() -> None:
+    model = trained("stm_resnet18", 4)
+    deployed = clipwise.deploy(model)
+    clips = clips_for(model)
+    expected = deployed(clips)
+    deployed.network.double().float()
+    torch.testing.assert_close(deployed(clips), expected)
+
+
+def test_a_network_that_temporalize_made() -> None:
+    """Modules hang on its BNs by hooks, and those stay."""
+    for module in ("stm", "tsm", "stw"):
+        for basic in (False, True):
+            image = ImageResNet((2, 2, 1, 1), basic=basic)
+            model = normalising(clipwise.temporalize(image, module, num_classes=5, num_frames=4))
+            deployed = clipwise.deploy(model)
+            assert norms_in(deployed) < norms_in(model)
+            assert difference(model, deployed, clips_for(model)) < 2e-5
+
+
+@pytest.mark.skipif(bool(compiler_missing("cpu")), reason="no C++ compiler")
+def test_compiled() -> None:
+    model = trained("stm_resnet18", 4)
+    assert difference(model, clipwise.deploy(model, compile=True), clips_for(model)) < 1e-4
+
+
+def test_without_a_compiler_it_says_so_and_runs(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr("clipwise.inference.deploy.compiler_missing", lambda device: "no compiler here; install g++")
+    model = trained("tsn_resnet18", 4)
+    deployed = clipwise.deploy(model, compile=True)
+    assert "no compiler here; install g++" in caplog.text
+    assert not deployed.compiled
+    assert difference(model, deployed, clips_for(model)) < 2e-5
+
+
+def test_refused(tmp_path: Path) -> None:
+    model = trained("tsn_resnet18", 4)
+    deployed = clipwise.deploy(model)
+    with pytest.raises(ValueError, match="cannot be trained"):
+        deployed.train()
+    assert not deployed.eval().training
+    with pytest.raises(TypeError, match="save the network it was made of"):
+        pickle.dumps(deployed)
+    with pytest.raises(ValueError, match=r"no checkpoint.*save the network it was made of"):
+        write_weights(deployed, tmp_path / "weights.safetensors")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="deployed already"):
+        clipwise.deploy(deployed)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got Linear"):
+        clipwise.deploy(nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype must be"):
+        clipwise.deploy(model, dtype=torch.float64)
+    with pytest.raises(ValueError, match="cuda_graph needs a network on a GPU"):
+        clipwise.deploy(model, cuda_graph=True)
+    with pytest.raises(ValueError, match="made for 4 frames"):
+        deployed(torch.randn(1, 8, 3, 64, 64))
