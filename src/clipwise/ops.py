@@ -8,20 +8,29 @@ Every function keeps the channels-last layout: where a concatenation or padding 
 with the channels innermost, since PyTorch would otherwise answer with a contiguous copy, and each following
 convolution would pay for the conversion back.
 
+Where an operation has several forms, the fastest is chosen by where it runs; which is measured in
+``benchmarks/kernels.py`` and ``benchmarks/speed.py``. Eager on a GPU that can, it is a Triton kernel
+(:mod:`clipwise.kernels`), with gradients. For a compiler it is plain arithmetic, which the compiler fuses with what
+stands around. Everywhere else, and for exporters, it is PyTorch's operations as written here, the reference of all.
+
 An operation with a ``causal`` form reads no later frame than the one it answers for. Where three frames meet, the
 causal form takes t-2, t-1 and t in the places of t-1, t and t+1, so it is the two-sided one delayed by a frame, and
 the same weights serve both.
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from clipwise import kernels
 
 __all__ = [
     "fold",
     "is_plain_inference",
+    "motion",
     "motion_difference",
     "running_mean",
     "shift",
@@ -70,6 +79,8 @@ def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
     channels = x_NTCHW.shape[2]
     if sum(size for size, _ in groups) != channels:
         raise ValueError(f"shift groups {list(groups)} do not add up to {channels} channels")
+    if _takes_kernel(x_NTCHW):
+        return kernels.shift(x_NTCHW, groups)
     x_NTHWC = x_NTCHW.permute(0, 1, 3, 4, 2)
     if is_plain_inference(x_NTCHW):
         return _assign_shifted(x_NTHWC, groups).permute(0, 1, 4, 2, 3)
@@ -89,10 +100,17 @@ def _shift_time(x_NTHWC: Tensor, offset: int) -> Tensor:
     return F.pad(x_NTHWC, (0, 0, 0, 0, 0, 0, -offset, offset))
 
 
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def _takes_kernel(x: Tensor) -> bool:
+    return not _is_traced() and kernels.usable(x)
+
+
 def is_plain_inference(x: Tensor) -> bool:
     """Whether nothing follows what is done to a tensor: neither autograd nor a compiler nor an exporter."""
-    followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return not (followed or (x.requires_grad and torch.is_grad_enabled()))
+    return not (_is_traced() or (x.requires_grad and torch.is_grad_enabled()))
 
 
 def _assign_shifted(x_NTHWC: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
@@ -115,10 +133,15 @@ def temporal_conv(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None = None, *
     ``weight`` has shape (C', C / groups, k) with k odd, so it is a ``conv1d`` weight: (C, 1, 3) is channel-wise,
     its taps in the order previous, current, next frame; in the causal form t-2, t-1, t. ``bias`` has shape (C',).
 
-    The form is a 2D convolution over (T, H·W): on a channels-last tensor this view costs no copy, and PyTorch's
+    The reference is a 2D convolution over (T, H·W): on a channels-last tensor this view costs no copy, and PyTorch's
     2D kernels are several times as fast on a CPU as ``conv1d`` on a permuted copy or ``conv3d``.
     """
     n, t, c, h, w = x_NTCHW.shape
+    if weight.shape == (c, 1, 3):
+        if _takes_kernel(x_NTCHW) and bias is None:
+            return kernels.temporal_conv(x_NTCHW, weight, causal=causal)
+        if x_NTCHW.is_cuda and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return _sum_of_shifted(x_NTCHW, weight, bias, causal=causal)
     kernel = weight.shape[-1]
     x = x_NTCHW.reshape(n, t, c, h * w).transpose(1, 2)
     if causal:
@@ -126,6 +149,39 @@ def temporal_conv(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None = None, *
     padding = (0 if causal else kernel // 2, 0)
     y = F.conv2d(x, weight.unsqueeze(-1), bias, padding=padding, groups=c // weight.shape[1])
     return y.transpose(1, 2).reshape(n, t, weight.shape[0], h, w)
+
+
+def _sum_of_shifted(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None, *, causal: bool) -> Tensor:
+    frames, kernel = x_NTCHW.shape[1], weight.shape[-1]
+    x = x_NTCHW.permute(0, 1, 3, 4, 2)
+    before = kernel - 1 if causal else kernel // 2
+    padded = F.pad(x, (0, 0, 0, 0, 0, 0, before, kernel - 1 - before))
+    y = padded[:, :frames] * weight[:, 0, 0]
+    for tap in range(1, kernel):
+        y = y + padded[:, tap : tap + frames] * weight[:, 0, tap]
+    return (y if bias is None else y + bias).permute(0, 1, 4, 2, 3)
+
+
+def motion(x_NTCHW: Tensor, conv: nn.Module, *, causal: bool = False) -> Tensor:
+    """(N, T, C, H, W) → (N, T, C, H, W): ``H_t = conv(x_{t+1}) - x_t``, and ``H_T = 0``.
+
+    ``conv`` maps images (B, C, H, W) to the same shape. The causal form is :func:`motion_difference`'s.
+
+    Source: STM (ICCV 2019), equation 2.
+    """
+    if _takes_kernel(x_NTCHW) and _is_depthwise_3x3(conv):
+        return kernels.motion(x_NTCHW, conv.weight, causal=causal)
+    convolved = unfold(conv(fold(x_NTCHW)), x_NTCHW.shape[1])
+    return motion_difference(convolved, x_NTCHW, causal=causal)
+
+
+def _is_depthwise_3x3(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return (
+        type(conv) is nn.Conv2d
+        and conv.weight.shape == (conv.in_channels, 1, 3, 3)
+        and (conv.groups, conv.stride, conv.padding, conv.dilation) == (conv.in_channels, (1, 1), (1, 1), (1, 1))
+        and conv.bias is None
+    )
 
 
 def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor, *, causal: bool = False) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clipwise import kernels
 from clipwise.compiling import compiler_missing
 from clipwise.inference.fused import FusedConv, fuse_block
 from clipwise.models.network import VideoNetwork, channels_last
@@ -95,7 +96,12 @@ class Deployed(nn.Module):
 
 
 def deploy(
-    model: VideoNetwork, *, dtype: torch.dtype = torch.float32, compile: bool = False, cuda_graph: bool = False
+    model: VideoNetwork,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compile: bool = False,
+    cuda_graph: bool = False,
+    with_kernels: bool = False,
 ) -> Deployed:
     """Rewrite a network for inference on the device where it is.
 
@@ -108,10 +114,13 @@ def deploy(
         compile: translate by torch.compile; without a compiler this is said once, and the network runs as it is.
         cuda_graph: record the kernels of each shape of input once and replay them, which makes small batches faster.
             GPUs only.
+        with_kernels: in a ResNet's blocks, take the kernels of :mod:`clipwise.kernels` for 1×1 convolutions and
+            temporal steps. GPUs only.
 
     Raises:
         TypeError: for something else than a network.
-        ValueError: for another dtype, or ``cuda_graph`` for a network that is not on a GPU.
+        ValueError: for another dtype, ``cuda_graph`` for a network that is not on a GPU, or ``with_kernels`` where they
+            cannot run.
     """
     if isinstance(model, Deployed):
         raise TypeError("this network is deployed already; deploy the one it was made of")
@@ -122,12 +131,17 @@ def deploy(
     device = next(model.parameters()).device
     if cuda_graph and device.type != "cuda":
         raise ValueError(f"cuda_graph needs a network on a GPU, and this one is on {device}; leave it out, or move it")
+    if with_kernels and not kernels.usable(torch.empty(1, device=device, dtype=dtype)):
+        raise ValueError(
+            f"with_kernels needs triton and a GPU of NVIDIA's that has {dtype}, and this network is on {device}; "
+            "leave it out, or move the network"
+        )
     network = copy.deepcopy(model).eval().requires_grad_(False).float()
     for convolutions, norm in _normalised_convolutions(network):
         _fold(convolutions, norm)
         _replace_by_identity(network, norm)
     if isinstance(network, ResNet):
-        _fuse(network, wide=device.type == "cuda")
+        _fuse(network, wide=device.type == "cuda" or with_kernels, with_kernels=with_kernels)
     channels_last(network).to(dtype)
     for module in network.modules():
         if isinstance(module, _NORMS):
@@ -145,12 +159,13 @@ def _ends_in_mean(network: VideoNetwork) -> bool:
     return type(network).forward is VideoNetwork.forward
 
 
-def _fuse(network: ResNet, *, wide: bool) -> None:
+def _fuse(network: ResNet, *, wide: bool, with_kernels: bool) -> None:
     network.add_module("conv1", FusedConv(network.conv1, relu=True))
     network.add_module("relu", nn.Identity())
     for stage in range(1, 5):
         layer: Sequence[Block] = getattr(network, f"layer{stage}")
-        network.add_module(f"layer{stage}", nn.ModuleList(fuse_block(block, wide=wide) for block in layer))
+        fused = (fuse_block(block, wide=wide, with_kernels=with_kernels) for block in layer)
+        network.add_module(f"layer{stage}", nn.ModuleList(fused))
 
 
 # Which normalisation follows which convolution.

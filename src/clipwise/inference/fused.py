@@ -4,6 +4,9 @@ A convolution followed by an addition and a ReLU passes three times over its out
 own. oneDNN does all three while it writes, and takes a weight that is packed once instead of at every call: on a CPU
 that is most of what a compiler would gain, without one. For a compiler or an exporter the same layers are plain
 operations, which it fuses itself.
+
+On a GPU the layers can take the kernels of :mod:`clipwise.kernels` (``with_kernels``): 1×1 convolutions that read their
+input shifted in time and add what follows, and temporal steps of one pass each.
 """
 
 from typing import Any
@@ -12,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipwise import ops
+from clipwise import kernels, ops
 from clipwise.models.resnet import BasicBlock, Block, Bottleneck
+from clipwise.models.temporal.layers import TemporalConv
 from clipwise.models.temporal.stm import ChannelwiseMotion
+from clipwise.models.temporal.tam import TemporalAggregation
+from clipwise.models.temporal.tsm import TemporalShift
 
 __all__ = ["FusedBasicBlock", "FusedBottleneck", "FusedConv", "fuse_block"]
 
@@ -25,13 +31,15 @@ class FusedConv(nn.Module):
     Args:
         conv: whose parameters are taken over; zero padding.
         relu: end with a ReLU.
+        with_kernels: a 1×1 convolution takes the kernel for GPUs.
     """
 
-    def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
+    def __init__(self, conv: nn.Conv2d, *, relu: bool = False, with_kernels: bool = False) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.relu = relu
+        self.kernel = with_kernels and conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
         self._packed: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -43,14 +51,47 @@ class FusedConv(nn.Module):
         moved: FusedConv = super()._apply(*args, **options)
         return moved
 
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) → (B, C', H', W'). ``add`` has the result's shape, and may be overwritten by it."""
+    def forward(self, x: Tensor, add: Tensor | None = None, *, beside: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) → (B, C', H', W').
+
+        ``add`` has the result's shape, and may be overwritten by it. ``beside`` holds further channels of the input.
+        """
+        if self.kernel:
+            return self._by_kernel(x, add, beside)
+        if beside is not None:
+            x = torch.cat((x, beside), dim=1)
         if _takes_onednn(x):
             return self._in_one_pass(x, add)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         if add is not None:
             y = y + add
         return y.relu() if self.relu else y
+
+    def shifted(self, x: Tensor, shifts: list[tuple[int, int]], frames: int) -> Tensor:
+        """(N·T, C, H, W) → (N·T, C', H', W'), of x shifted in time by :func:`clipwise.ops.shift`'s groups."""
+        if self.kernel:
+            return self._by_kernel(x, None, None, frames, shifts)
+        return self(ops.fold(ops.shift(ops.unfold(x, frames), shifts)))  # type: ignore[no-any-return]
+
+    def _by_kernel(
+        self,
+        x: Tensor,
+        add: Tensor | None,
+        beside: Tensor | None,
+        frames: int = 1,
+        shifts: list[tuple[int, int]] | None = None,
+    ) -> Tensor:
+        own = x.shape[1]
+        return kernels.pointwise(
+            x[..., :: self.stride[0], :: self.stride[1]],
+            self.weight[:, :own],
+            self.bias,
+            frames=frames,
+            groups=shifts,
+            also=None if beside is None else (beside, self.weight[:, own:]),
+            residual=add,
+            relu=self.relu,
+        )
 
     def _in_one_pass(self, x: Tensor, add: Tensor | None) -> Tensor:
         form = (self.padding, self.stride, self.dilation, self.groups)
@@ -85,26 +126,28 @@ class _Motion(nn.Module):
     Args:
         cmm: whose parameters are taken over.
         multiple: channels of zeros fill the reduced channels up to a multiple of this.
+        with_kernels: take the kernels for GPUs.
     """
 
-    def __init__(self, cmm: ChannelwiseMotion, multiple: int = 1) -> None:
+    def __init__(self, cmm: ChannelwiseMotion, *, multiple: int, with_kernels: bool) -> None:
         super().__init__()
         zeros = -cmm.reduce.out_channels % multiple
         self.causal = cmm.causal
-        self.reduce = FusedConv(_with_zeros(cmm.reduce, outputs=zeros))
-        self.conv: nn.Module = nn.Identity()
+        self.reduce = FusedConv(_with_zeros(cmm.reduce, outputs=zeros), with_kernels=with_kernels)
+        self.conv: FusedConv | nn.Identity = nn.Identity()
+        self.kernel = False
         if isinstance(cmm.conv, nn.Conv2d):
             self.conv = FusedConv(_with_zeros(cmm.conv, inputs=zeros, outputs=zeros))
-        self.restore = FusedConv(_with_zeros(cmm.restore, inputs=zeros))
+            self.kernel = with_kernels and cmm.conv.groups == cmm.conv.in_channels
+        self.restore = FusedConv(_with_zeros(cmm.restore, inputs=zeros), with_kernels=with_kernels)
         self.pool = cmm.pool
 
     def difference(self, y: Tensor, frames: int) -> Tensor:
         """Folded y (N·T, C, H, W) → H (N·T, C/16, H, W)."""
-        reduced = self.reduce(y)
-        convolved = self.conv(reduced)
-        return ops.fold(
-            ops.motion_difference(ops.unfold(convolved, frames), ops.unfold(reduced, frames), causal=self.causal)
-        )
+        reduced = ops.unfold(self.reduce(y), frames)
+        if self.kernel and isinstance(self.conv, FusedConv):
+            return ops.fold(kernels.motion(reduced, self.conv.weight, causal=self.causal))
+        return ops.fold(ops.motion(reduced, self.conv, causal=self.causal))
 
     def forward(self, s: Tensor, y: Tensor, frames: int) -> Tensor:
         """Folded s (N·T, C, H/stride, W/stride), y (N·T, C, H, W) → s + m, which may overwrite s."""
@@ -116,7 +159,7 @@ class _Motion(nn.Module):
 
 def _with_zeros(conv: nn.Conv2d, *, inputs: int = 0, outputs: int = 0) -> nn.Conv2d:
     """The same convolution with channels of zeros added to its inputs and outputs; a depthwise one stays depthwise."""
-    depthwise = conv.groups == conv.in_channels > 1 and conv.weight.shape[1] == 1
+    depthwise = conv.groups == conv.in_channels == conv.out_channels
     wider = nn.Conv2d(
         conv.in_channels + inputs,
         conv.out_channels + outputs,
@@ -134,30 +177,62 @@ def _with_zeros(conv: nn.Conv2d, *, inputs: int = 0, outputs: int = 0) -> nn.Con
     return wider
 
 
+class _ByKernel(nn.Module):
+    """A channel-wise convolution over time, and the ReLU of TAM, by the kernel for GPUs."""
+
+    def __init__(self, conv: TemporalConv, *, relu: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self.causal, self.relu = conv.weight, conv.bias, conv.causal, relu
+
+    def forward(self, x_NTCHW: Tensor) -> Tensor:
+        """(N, T, C, H, W) → (N, T, C, H, W)."""
+        return kernels.temporal_conv(x_NTCHW, self.weight, self.bias, causal=self.causal, relu=self.relu)
+
+
+def _by_kernel(module: nn.Module | None) -> nn.Module | None:
+    """A temporal module as its kernel, where there is one for it."""
+    conv = module.conv if isinstance(module, TemporalAggregation) else module
+    if isinstance(conv, TemporalConv) and conv.weight.shape[1:] == (1, 3):
+        return _ByKernel(conv, relu=module is not conv)
+    return module
+
+
 class _FusedBlock(nn.Module):
     """What both kinds of residual block share.
 
     Args:
-        block: whose parts are taken over; its BNs are folded where they directly follow a convolution.
+        block: whose parts are taken over; its BNs are folded where they directly follow convolutions.
+        with_kernels: take the kernels for GPUs.
     """
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, *, with_kernels: bool) -> None:
         super().__init__()
-        self.before, self.inner, self.after = (block.temporal(place) for place in ("before", "inner", "after"))
-        self.conv1 = FusedConv(block.conv1, relu=True)
+        before, self.inner, self.after = (block.temporal(place) for place in ("before", "inner", "after"))
+        self.shifts = before.groups if isinstance(before, TemporalShift) else None
+        self.before = None if self.shifts else before
+        if with_kernels:
+            self.before, self.inner = _by_kernel(self.before), _by_kernel(self.inner)
+        self.conv1 = FusedConv(block.conv1, relu=True, with_kernels=with_kernels)
         self.conv2 = FusedConv(block.conv2, relu=True) if type(block.conv2) is nn.Conv2d else block.conv2
         self.bn2 = block.bn2
         self.downsample: FusedConv | None = None
         if block.downsample is not None:
             projection = block.downsample[0]
             assert isinstance(projection, nn.Conv2d)
-            self.downsample = FusedConv(projection)
+            self.downsample = FusedConv(projection, with_kernels=with_kernels)
 
-    def _second(self, z: Tensor, frames: int, add: Tensor | None = None) -> Tensor:
-        """Folded (N·T, C, H, W) → ReLU(BN2(conv2(z)) + add), (N·T, C, H/stride, W/stride)."""
+    def _first(self, x: Tensor, frames: int) -> Tensor:
+        """Folded (N·T, C, H, W) → ReLU(BN1(conv1(x))), x through the module that stands before it."""
+        if self.shifts is not None:
+            return self.conv1.shifted(x, self.shifts, frames)
+        return self.conv1(_on_clips(self.before, x, frames))  # type: ignore[no-any-return]
+
+    def _second(self, y: Tensor, frames: int, add: Tensor | None = None) -> Tensor:
+        """Folded (N·T, C, H, W) → ReLU(BN2(conv2(y)) + add), (N·T, C, H/stride, W/stride)."""
+        y = _on_clips(self.inner, y, frames)
         if isinstance(self.conv2, FusedConv):
-            return self.conv2(z, add)  # type: ignore[no-any-return]
-        s = self.bn2(_on_clips(self.conv2, z, frames))
+            return self.conv2(y, add)  # type: ignore[no-any-return]
+        s = self.bn2(_on_clips(self.conv2, y, frames))
         return F.relu(s if add is None else s + add)
 
 
@@ -168,18 +243,20 @@ def _on_clips(module: nn.Module | None, x: Tensor, frames: int) -> Tensor:
 class FusedBasicBlock(_FusedBlock):
     """A basic block whose last convolution adds the shortcut, and CMM's output with it."""
 
-    def __init__(self, block: BasicBlock) -> None:
-        super().__init__(block)
+    def __init__(self, block: BasicBlock, *, with_kernels: bool) -> None:
+        super().__init__(block, with_kernels=with_kernels)
         cmm = block.temporal("merge")
-        self.motion = _Motion(cmm) if isinstance(cmm, ChannelwiseMotion) else None
+        self.motion = None
+        if isinstance(cmm, ChannelwiseMotion):
+            self.motion = _Motion(cmm, multiple=1, with_kernels=with_kernels)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, width, H/stride, W/stride); x may be overwritten."""
-        y = self.conv1(_on_clips(self.before, x, frames))
+        y = self._first(x, frames)
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.motion is not None:
             shortcut = self.motion(shortcut, y, frames)
-        return _on_clips(self.after, self._second(_on_clips(self.inner, y, frames), frames, shortcut), frames)
+        return _on_clips(self.after, self._second(y, frames, shortcut), frames)
 
 
 class FusedBottleneck(_FusedBlock):
@@ -194,29 +271,33 @@ class FusedBottleneck(_FusedBlock):
         block: whose parts are taken over.
         wide: fold ``restore`` into conv3, with the reduced channels filled up to a multiple of 8, which GPUs' matrix
             units want.
+        with_kernels: take the kernels for GPUs.
     """
 
-    def __init__(self, block: Bottleneck, *, wide: bool) -> None:
-        super().__init__(block)
+    def __init__(self, block: Bottleneck, *, wide: bool, with_kernels: bool) -> None:
+        super().__init__(block, with_kernels=with_kernels)
         conv3, cmm = block.conv3, block.temporal("merge")
         self.motion = None
         self.wide = False
         if isinstance(cmm, ChannelwiseMotion):
             pools = not isinstance(cmm.pool, nn.Identity)
             self.wide = cmm.fuse is not None or (wide and not pools)
-            self.motion = _Motion(cmm, multiple=8 if self.wide else 1)
+            self.motion = _Motion(cmm, multiple=8 if self.wide else 1, with_kernels=with_kernels)
             if self.wide:
                 conv3 = _widened(conv3, cmm.fuse, None if pools else self.motion.restore)
-        self.conv3 = FusedConv(conv3, relu=True)
+        self.conv3 = FusedConv(conv3, relu=True, with_kernels=with_kernels)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, 4·width, H/stride, W/stride); x may be overwritten."""
-        y = self.conv1(_on_clips(self.before, x, frames))
+        y = self._first(x, frames)
         shortcut = x if self.downsample is None else self.downsample(x)
-        s = self._second(_on_clips(self.inner, y, frames), frames)
-        if self.motion is not None:
-            s = torch.cat((s, self._beside(y, frames)), dim=1) if self.wide else self.motion(s, y, frames)
-        return _on_clips(self.after, self.conv3(s, shortcut), frames)
+        s = self._second(y, frames)
+        beside = None
+        if self.motion is not None and self.wide:
+            beside = self._beside(y, frames)
+        elif self.motion is not None:
+            s = self.motion(s, y, frames)
+        return _on_clips(self.after, self.conv3(s, shortcut, beside=beside), frames)
 
     def _beside(self, y: Tensor, frames: int) -> Tensor:
         """What a wide conv3 takes beside s: H, or where it is pooled, m."""
@@ -242,9 +323,9 @@ def _widened(conv3: nn.Conv2d, fuse: nn.Conv2d | None, restore: FusedConv | None
     return wide
 
 
-def fuse_block(block: Block, *, wide: bool) -> _FusedBlock:
+def fuse_block(block: Block, *, wide: bool, with_kernels: bool = False) -> FusedBasicBlock | FusedBottleneck:
     """The deployed form of a residual block whose BNs are folded already."""
     if isinstance(block, Bottleneck):
-        return FusedBottleneck(block, wide=wide)
+        return FusedBottleneck(block, wide=wide, with_kernels=with_kernels)
     assert isinstance(block, BasicBlock)
-    return FusedBasicBlock(block)
+    return FusedBasicBlock(block, with_kernels=with_kernels)

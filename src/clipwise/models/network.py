@@ -102,6 +102,22 @@ class VideoNetwork(nn.Module):
             if not isinstance(module, nn.ReLU | nn.BatchNorm2d | nn.BatchNorm3d | nn.Dropout):
                 yield name, module
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """The residual or Inception blocks, and stems of several convolutions: between them alone does a training that
+        saves memory keep activations."""
+        for _, part in self.stages():
+            yield from _blocks(part)
+
+
+def _blocks(part: nn.Module) -> Iterator[nn.Module]:
+    children = list(part.children())
+    in_a_row = isinstance(part, nn.Sequential) and all(any(child.children()) for child in children)
+    if in_a_row or isinstance(part, nn.ModuleList):
+        for child in children:
+            yield from _blocks(child)
+    elif sum(isinstance(module, nn.Conv2d | nn.Conv3d) for module in part.modules()) > 1:
+        yield part
+
 
 @dataclass(frozen=True)
 class ModelEntry:

@@ -65,8 +65,7 @@ class MotionExcitation(nn.Module):
     def forward(self, y_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H, W)."""
         frames = y_NTCHW.shape[1]
-        reduced = self.bn(self.reduce(ops.fold(y_NTCHW)))
-        motion = ops.motion_difference(ops.unfold(self.conv(reduced), frames), ops.unfold(reduced, frames))
+        motion = ops.motion(ops.unfold(self.bn(self.reduce(ops.fold(y_NTCHW))), frames), self.conv)
         gate = self.restore_bn(self.restore(self.pool(ops.fold(motion)))).sigmoid() - 0.5
         return y_NTCHW + y_NTCHW * ops.unfold(gate, frames)
 

@@ -123,6 +123,11 @@ class Temporalized(VideoNetwork):
                 yield name, module
         yield "fc", self.fc
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """The blocks that were found, with a temporal module or without."""
+        for name in (*self.placed, *self.unplaced, *self.skipless):
+            yield self.network.get_submodule(name)
+
 
 def temporalize(
     network: nn.Module,

@@ -131,10 +131,8 @@ class ChannelwiseMotion(TemporalModule):
     def forward(self, s_NTCHW: Tensor, y_NTCHW: Tensor) -> Tensor:
         """s (N, T, C, H/stride, W/stride) and y (N, T, C, H, W) → s + m, or fuse(s | m), shaped as s."""
         frames = y_NTCHW.shape[1]
-        reduced = self.bn(self.reduce(ops.fold(y_NTCHW)))
-        motion = ops.motion_difference(
-            ops.unfold(self.conv(reduced), frames), ops.unfold(reduced, frames), causal=self.causal
-        )
+        reduced = ops.unfold(self.bn(self.reduce(ops.fold(y_NTCHW))), frames)
+        motion = ops.motion(reduced, self.conv, causal=self.causal)
         m = self.pool(self.restore(ops.fold(motion)))
         if self.fuse is None:
             return s_NTCHW + ops.unfold(m, frames)
