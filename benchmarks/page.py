@@ -4,7 +4,8 @@
     python benchmarks/page.py --check   ends with 1, and the lines that differ, where the page is out of date
 
 Sections in order: real video, the demo, the studies (``study_<name>[_<data>].json``, by file name, each with
-``study_….png`` where that is there), reading video, other readers. A file of another name is listed at the end.
+``study_….png`` where that is there), speed (``speed_….json`` of ``benchmarks/speed.py`` or ``clipwise benchmark
+model``), reading video, other readers, cold start. A file of another name is listed at the end.
 """
 
 from __future__ import annotations
@@ -253,6 +254,90 @@ def claim_cells(claim: Record) -> Iterator[str]:
     yield verdict(claim)
 
 
+def speed(results: Results, folder: Path, page: Path) -> Iterator[str]:
+    yield "## Speed"
+    yield prose(
+        "Networks take turns in one process, after warm-up; median (quartiles) over the rounds, ratios round by round."
+        " To TSN: clips a second over those of TSN in the same form. To the authors: over those of the authors'"
+        " formulation of the same network, with our weights and our outputs, in its fastest form. How each is measured:"
+        " [benchmark.md](benchmark.md).",
+    )
+    for name, record in sorted(results.items(), key=lambda pair: "goals" not in pair[1]):  # the goals go first
+        condition, versions = record["condition"], record["versions"]
+        libraries = [f"{key} {versions[key]}" for key in ("torch", "triton", "cuda", "cudnn") if versions.get(key)]
+        told = f"{record['device']}, {count(record['threads'], 'thread')}; {', '.join(libraries)}"
+        if "groups" in record:
+            yield f"### {condition['network']} on {record['device']}"
+            yield goal_table(record, Path(os.path.relpath(folder, page.parent)).as_posix())
+            for group, measured in record["groups"].items():
+                yield prose(f"**{heading(group)}** ({measured['mode']}, {condition['clips']}):")
+                yield speeds(measured["results"])
+            left = "; ".join(f"{group} ({why})" for group, why in record["left_out"].items())
+            yield prose(f"**Not measured:** {left}." if left else "", f"{told}.")
+        else:
+            shape = f"{condition['frames']}×{condition['size']}×{condition['size']}"
+            yield f"### {condition['mode']}, {condition['dtype']}, {shape} on {record['device']}"
+            yield speeds(record["results"])
+            stopped = "**Stopped before its last round.**" if record["interrupted"] else ""
+            against = f"Against: {record['against']}." if record["against"] else ""
+            yield prose(stopped, against, f"{told}.")
+        yield commands(own_command(name, record))
+
+
+def heading(group: str) -> str:
+    module, _, what = group.partition(" ")
+    return f"{module.upper()}, {what}"
+
+
+def goal_table(record: Record, folder: str) -> str:
+    def reached(found: Record) -> str:
+        kernels = f" ([kernels]({folder}/{found['profile']}))" if "profile" in found else ""
+        return "yes" if found["reached"] else f"no{kernels}"
+
+    return table(
+        ["goal", "", "measured", "reached", "of"],
+        [
+            [
+                goal,
+                found["goal"],
+                f"**{quartile(found)}**",
+                reached(found),
+                found["of"] + (f" / {found['to']}" if "to" in found else ""),
+            ]
+            for goal, found in record["goals"].items()
+        ],
+    )
+
+
+def quartile(found: Record) -> str:
+    form = ",.0f" if found["median"] >= 100 else ".2f"
+    spread = f" ({found['q1']:{form}}–{found['q3']:{form}})" if "q1" in found else ""
+    return f"{found['median']:{form}}{spread}"
+
+
+def speeds(rows: list[Record]) -> str:
+    """A table of contenders, with the columns that any of them has."""
+    ratios = {"to_against": "to TSN", "to_rival": "to the authors"}
+    shown = {key: title for key, title in ratios.items() if any(key in row for row in rows)}
+    with_memory = any(row.get("peak_memory_bytes") for row in rows)
+
+    def cells(row: Record) -> Iterator[str]:
+        yield row["network"] + ("" if row["formulation"] == "clipwise" else f" ({row['formulation']})")
+        yield f"{row['form']}, {row['dtype']}"
+        yield str(row["batch"])
+        if "failed" in row:
+            yield from (row["failed"], *["–"] * (1 + len(shown) + with_memory))
+            return
+        yield quartile(row["milliseconds_a_step"])
+        yield f"{row['clips_per_second']['median']:,.1f}"
+        yield from (quartile(row[key]) if key in row else "–" for key in shown)
+        if with_memory:
+            yield f"{row['peak_memory_bytes'] / 1e6:,.0f}" if row["peak_memory_bytes"] else "–"
+
+    head = ["network", "form", "batch", "ms a step", "clips/s", *shown.values(), *["peak MB"] * with_memory]
+    return table(head, map(cells, rows))
+
+
 def reading(results: Results) -> Iterator[str]:
     results = dict(sorted(results.items(), key=lambda pair: -pair[1]["condition"]["cores_allowed"]))
     records, first = list(results.values()), next(iter(results.values()))
@@ -433,6 +518,43 @@ def kept_index(record: Record) -> Iterator[str]:
     )
 
 
+def cold_start(results: Results) -> Iterator[str]:
+    yield "## From a cold start to the label"
+    for record in results.values():
+        floors, files = record["floors_ms"], record["phases"]
+        first = next(iter(files.values()))
+        yield prose(
+            f"`clipwise predict RUN FILE` in a fresh process, on {listed(files)}: {record['condition']['network']};"
+            f" {record['condition']['files']}. {machine(record)}, {count(record['condition']['threads'], 'thread')}."
+            " Milliseconds, median over processes that took turns (quartiles); the phases are of processes of their"
+            " own, with clocks in them.",
+        )
+        form = "{median:.0f} ({q1:.0f}–{q3:.0f})".format_map
+        yield table(
+            ["milliseconds", *files],
+            [
+                ["**to the label**", *(f"**{form(record['predict_ms'][file]['label'])}**" for file in files)],
+                ["to the end of the process", *(form(record["predict_ms"][file]["end"]) for file in files)],
+                *(
+                    [f"– {phase}", *(form(one["phases_ms"][phase]) for one in files.values())]
+                    for phase in first["phases_ms"]
+                ),
+                *(
+                    [f"share of {what}", *(f"{one['shares'][what]['median']:.1%}" for one in files.values())]
+                    for what in first["shares"]
+                ),
+            ],
+        )
+        unmet = [goal for goal, verdict in record["goals"].items() if not verdict["met"]]
+        yield prose(
+            f"To the end of a process that does nothing else: `import torch` {form(floors['torch'])} ms,"
+            f" `import clipwise`, which imports PyTorch only when it is needed, {form(floors['clipwise'])} ms, Python"
+            f" alone {form(floors['python'])} ms.",
+            f"Not reached: {'; '.join(unmet)}." if unmet else "",
+        )
+    yield commands(*(own_command(name, record) for name, record in results.items()))
+
+
 def others(results: Results) -> Iterator[str]:
     yield "## Other files"
     yield "\n".join(f"- `{name}.json`: `{own_command(name, record)}`" for name, record in results.items())
@@ -451,8 +573,10 @@ def make(folder: Path, page: Path) -> str:
         "overhead_adl_": real_video,
         "demo_": demo,
         "study_": lambda results: studies(results, folder, page),
+        "speed_": lambda results: speed(results, folder, page),
         "reader_": reading,
         "loader_": other_readers,
+        "cold_start_": cold_start,
         "": others,
     }
     parts = [

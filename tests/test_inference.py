@@ -219,8 +219,8 @@ def test_weights_of_another_width_are_refused(run: Path, tmp_path: Path) -> None
 
 
 def test_public_names_are_the_documented_ones() -> None:
-    names = ["Manifest", "Predictor", "__version__", "create_model", "evaluate", "list_models", "load"]
-    names += ["temporalize", "train"]
+    names = ["Manifest", "Predictor", "__version__", "create_model", "deploy", "evaluate"]
+    names += ["list_models", "load", "temporalize", "train"]
     assert clipwise.__all__ == names
     assert all(getattr(clipwise, name) for name in names)
     with pytest.raises(AttributeError, match="no attribute 'models_zoo'"):

@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clipwise.config import ModelConfig, ViewsConfig, section_from_json
 from clipwise.data.labels import LabelSpace
 from clipwise.data.manifest import class_list_hash
-from clipwise.files import file_sha256, write_json, written_whole
+from clipwise.files import write_json, written_whole
+from clipwise.inference.deploy import Deployed
 from clipwise.models.network import VideoNetwork
 from clipwise.models.registry import create_model
 from clipwise.models.weights import read_state_dict
@@ -60,12 +62,11 @@ class Checkpoint:
     """A trained network and all that is needed to use it."""
 
     model: VideoNetwork
-    """In evaluation mode, fp32, on the CPU."""
+    """In evaluation mode, fp32, on the CPU, laid out as by :func:`clipwise.models.network.channels_last`."""
     config: ModelConfig
     label_space: LabelSpace
     views: ViewsConfig
     weights: Path
-    weights_sha256: str
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -112,7 +113,16 @@ def write_card(
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's tensors as safetensors."""
+    """Write a network's tensors as safetensors.
+
+    Raises:
+        ValueError: for a deployed network, whose tensors no other network could take.
+    """
+    if isinstance(model, Deployed):
+        raise ValueError(
+            "a deployed network is no checkpoint: its BNs are folded away; save the network it was made of, and call "
+            "clipwise.deploy where it is to run"
+        )
     tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
     with written_whole(path) as partial:
         save_file(tensors, partial)
@@ -153,6 +163,23 @@ def read_card(path: str | Path) -> Card:
     return Card(config, label_space, views)
 
 
+class _WithoutStart(TorchFunctionMode):
+    """Tensors that would start at random stay as they were allocated: for networks all of whose weights a file holds.
+
+    Drawing them takes several times as long as reading them. Unlike on the meta device, what is no weight, such as a
+    buffer that no state dict has, becomes what it always does.
+    """
+
+    # PyTorch hands over some of its starts as such, which draw out of this mode's reach, and of others what they do.
+    _STARTS = frozenset({Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._STARTS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best") -> Checkpoint:
     """Read a folder written by ``clipwise train``, or one of its weight files.
 
@@ -174,7 +201,8 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
         if not weights.is_file():
             raise ValueError(f"{folder}: no weights yet; the run stopped before its first epoch ended")
     num_classes = sum(label_space.sizes)
-    model = create_model(config.name, num_classes=num_classes, num_frames=config.num_frames, **config.options)
+    with _WithoutStart():
+        model = create_model(config.name, num_classes=num_classes, num_frames=config.num_frames, **config.options)
     state = read_state_dict(weights)
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
@@ -186,8 +214,18 @@ def read_checkpoint(path: str | Path, *, which: Literal["best", "last"] = "best"
             f"are missing, {len(foreign)} are not its own, {len(reshaped)} have another shape "
             f"(the first: {(missing + foreign + reshaped)[0]}); keep weights and {CARD} of one run together"
         )
-    model.load_state_dict(state)
-    return Checkpoint(model.eval(), config, label_space, card.views, weights, file_sha256(weights))
+    # Copied once, out of the file, which may be mapped, and into the layout that networks run in.
+    kernels = {key for key, value in model.named_parameters(remove_duplicate=False) if value.ndim == 4}
+    laid_out = {
+        key: value.to(
+            own[key].dtype,
+            memory_format=torch.channels_last if key in kernels else torch.contiguous_format,
+            copy=True,
+        )
+        for key, value in state.items()
+    }
+    model.load_state_dict(laid_out, assign=True)
+    return Checkpoint(model.eval(), config, label_space, card.views, weights)
 
 
 def command_line() -> str:

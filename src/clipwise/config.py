@@ -254,6 +254,12 @@ class TrainingConfig:
     """Draw classes (of several heads the first one's) with equal probability, with replacement."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 is autocast: weights stay fp32."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the network for training; ``auto``: on a GPU in a run of 1,000 steps or more, and not on a CPU, where it
+    does not pay."""
+    activation_checkpointing: bool = False
+    """Keep activations between blocks only, and compute the others once more in the backward pass: less memory, a third
+    more computing, the same numbers."""
     best_by: Literal["top1", "mean_class_accuracy"] = "top1"
     """The validation figure that picks ``best.safetensors``, of several heads their mean; where a video has a set of
     labels it is mean average precision."""
@@ -284,6 +290,8 @@ class TrainingConfig:
                 "twins correlate the logits of a whole batch, which accumulate would divide; leave one of the two out, "
                 f"or train in several processes, got accumulate {self.accumulate}"
             )
+        if self.compile not in (True, False, "auto"):
+            raise ValueError(f"compile is true, false or 'auto', got {self.compile!r}")
         if self.ema >= 1:
             raise ValueError(f"ema is a decay, from 0 (none) to below 1, such as 0.999; got {self.ema}")
         if self.gradient_clip == 0:

@@ -1,5 +1,5 @@
 """Pictures of results: confusion matrix, accuracy within pairs of classes or by the order of frames, a study's runs,
-strips of frames.
+throughput against MACs, strips of frames.
 
 Drawn without a display and without pyplot's global state, so they may be drawn in any thread. Colours are
 told apart by the colour-blind. The file's ending gives the format: .png, .svg, .pdf.
@@ -336,6 +336,58 @@ def study_figure(
         fontsize=9,
         color=_QUIET,
         va="top",
+    )
+    _save(figure, path)
+
+
+def throughput_macs(
+    path: str | os.PathLike[str],
+    forms: Mapping[str, Sequence[tuple[str, float, float]]],
+    title: str,
+    axis: str,
+) -> None:
+    """Draw throughput against MACs: a colour for each form, a point for each network.
+
+    `forms` maps a form's name to (network, GMACs of a clip, clips a second); `axis` says what the latter are.
+
+    Raises ValueError for no point, more than six forms, or a figure that is not above 0.
+    """
+    points = [point for each in forms.values() for point in each]
+    if not points or len(forms) > len(_COLOURS):
+        raise ValueError(
+            f"at least one network and up to {len(_COLOURS)} forms can be drawn; got {len(points)} and {len(forms)}"
+        )
+    if not all(gmacs > 0 and speed > 0 for _, gmacs, speed in points):
+        raise ValueError(f"MACs and clips a second are above 0; got {points}")
+    width, height = 8.0, 5.6
+    figure = _figure(width, height)
+    axes = figure.add_axes((0.85 / width, 0.6 / height, (width - 1.25) / width, (height - 1.55) / height))
+    for place, (form, each) in enumerate(forms.items()):
+        axes.scatter(
+            [gmacs for _, gmacs, _ in each],
+            [speed for _, _, speed in each],
+            marker="D",
+            s=36,
+            color=_COLOURS[place],
+            label=form,
+            zorder=3,
+        )
+    axes.margins(x=0.14, y=0.1)
+    axes.grid(True, color="#E6E6E6")
+    axes.set_axisbelow(True)
+    axes.set_ylabel(axis, fontsize=9, color=_QUIET)
+    _plain(axes, "GMACs of a clip")
+    axes.set_ylim(bottom=0)
+    _name_points(axes, [(gmacs, speed, _shortened(name, 30)) for name, gmacs, speed in points])
+    _title(figure, title)
+    figure.legend(
+        loc="upper left",
+        bbox_to_anchor=(0.1 / width, 1 - 0.45 / height),
+        ncols=len(forms),
+        frameon=False,
+        fontsize=10,
+        handlelength=1.2,
+        columnspacing=1.6,
     )
     _save(figure, path)
 

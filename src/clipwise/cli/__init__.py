@@ -1,33 +1,37 @@
 """The command line: one file per verb."""
 
+import importlib
 import os
 import sys
 
 import typer
 
-from clipwise.cli.app import app, say
+from clipwise.cli.app import app, importing, say
 
 __all__ = ["application", "main"]
 
+# The files that a verb, the first word of a command, is made of.
+_VERBS = {
+    "analyze": ("analyze",),
+    "benchmark": ("benchmark",),
+    "data": ("data", "data_prepare", "data_tools"),
+    "demo": ("demo",),
+    "evaluate": ("evaluate",),
+    "models": ("models", "import_weights"),
+    "predict": ("predict",),
+    "protocols": ("protocols",),
+    "recipes": ("recipes",),
+    "reproduce": ("reproduce",),
+    "train": ("train",),
+}
 
-def application() -> typer.Typer:
-    """The application with all its verbs; they are imported here, since each registers itself."""
-    from clipwise.cli import (  # noqa: F401
-        analyze,
-        data,
-        data_prepare,
-        data_tools,
-        demo,
-        evaluate,
-        import_weights,
-        models,
-        predict,
-        protocols,
-        recipes,
-        reproduce,
-        train,
-    )
 
+def application(*verbs: str) -> typer.Typer:
+    """The application with these verbs, all of them where none is named; they are imported here, since each registers
+    itself."""
+    for verb in verbs or _VERBS:
+        for file in _VERBS[verb]:
+            importlib.import_module(f"clipwise.cli.{file}")
     return app
 
 
@@ -35,7 +39,9 @@ def main() -> None:
     """Run a verb. Exit status: 0 on success, 1 where something the user can mend went wrong, 2 for wrong usage,
     130 after Ctrl-C. ``CLIPWISE_TRACEBACK=1`` shows where an error came from."""
     try:
-        application()()
+        with importing():
+            verbs = application(*(verb for verb in sys.argv[1:2] if verb in _VERBS))
+        verbs()
     except SystemExit as ended:
         # Typer makes an exit of Ctrl-C; a verb that ends so by itself has said what there is to say.
         if isinstance(ended.__context__, BaseException) and isinstance(ended.__context__.__cause__, KeyboardInterrupt):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from clipwise.cli.app import app, counted, say
+from clipwise.cli.app import app, counted, importing, say
 
 
 @app.command()
@@ -35,8 +35,9 @@ def predict(
 
     A video that cannot be read does not stop the rest; the exit status is then 1.
     """
-    from clipwise.data.decode import DecodeError
-    from clipwise.inference.predictor import load
+    with importing():
+        from clipwise.data.decode import DecodeError
+        from clipwise.inference.predictor import load
 
     videos = _videos(sources)
     predictor = load(checkpoint, which=weights, precision=precision)

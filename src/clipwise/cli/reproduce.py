@@ -174,9 +174,9 @@ class StudyDisplay:
             TextColumn("epoch {task.fields[epoch]}/{task.total:.0f}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            console=console,
+            console=console(),
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console().is_terminal,
         )
         self.tasks: dict[Path, TaskID] = {}
         self.before: dict[Path, float] = {}

@@ -122,9 +122,9 @@ class TrainingDisplay:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
+            console=console(),
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console().is_terminal,
         )
 
     def __enter__(self) -> "TrainingDisplay":
@@ -200,7 +200,10 @@ class TrainingDisplay:
         for key in ("joint.top1", "mean_average_precision"):
             if key in log.more:
                 line += f"  {key.replace('.top1', ' top-1').replace('_', ' ')} {log.more[key]:.1f}"
-        say(f"{line}  {log.clips_per_second:.1f} clips/s  {log.seconds:.0f} s")
+        line += f"  {log.clips_per_second:.1f} clips/s"
+        if log.waiting is not None:
+            line += f", {100 * log.waiting:.0f} % of the time waiting for data"
+        say(f"{line}  {log.seconds:.0f} s" + (f"  {log.peak_gib:.1f} GiB" if log.peak_gib is not None else ""))
         if evaluation:
             self.failed(evaluation.unreadable)
         self.then = time.perf_counter()

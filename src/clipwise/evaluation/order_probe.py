@@ -34,7 +34,7 @@ from clipwise.evaluation.ensemble import require_same_videos
 from clipwise.evaluation.metrics import VideoMetrics, video_metrics
 from clipwise.evaluation.protocols import class_scores, network_outputs, score_views, segments_of
 from clipwise.evaluation.run import videos_to_score
-from clipwise.files import portable_path
+from clipwise.files import file_sha256, portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run
 
@@ -335,6 +335,7 @@ def probe_order(
     names = _names(checkpoints)
     for place, checkpoint in enumerate(checkpoints):
         trained = read_checkpoint(checkpoint, which=which)
+        weights_sha256 = file_sha256(trained.weights)
         if not trained.label_space.single:
             raise ValueError(
                 f"{checkpoint}: answers several heads or sets of labels; train one head (data.head) to ask about order"
@@ -393,7 +394,7 @@ def probe_order(
                 "name": names[place],
                 "checkpoint": {
                     "weights": portable_path(trained.weights, Path.cwd()),
-                    "sha256": trained.weights_sha256,
+                    "sha256": weights_sha256,
                     "model": asdict(trained.config) | {"weights": None},
                 },
                 "protocol": {"num_frames": num_frames, "views": asdict(own_views), "precision": precision},

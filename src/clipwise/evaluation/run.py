@@ -15,7 +15,7 @@ from clipwise.data.failures import OnError
 from clipwise.data.manifest import Manifest, class_list_hash
 from clipwise.evaluation.presets import changed_fields, protocol_entry, protocol_views
 from clipwise.evaluation.protocols import AVERAGES, Evaluation, evaluate_model
-from clipwise.files import portable_path
+from clipwise.files import file_sha256, portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run, video
 
@@ -77,6 +77,7 @@ def evaluate(
         ValueError: if checkpoint or data cannot be read, or the data has classes that the checkpoint has not.
     """
     trained = read_checkpoint(checkpoint, which=which)
+    weights_sha256 = file_sha256(trained.weights)  # now: a training that goes on may replace the file
     folder = trained.weights.parent
     run = RunAccount.read(folder) if is_run(folder) else None
     manifest, used = videos_to_score(trained, run, data, split)
@@ -104,7 +105,7 @@ def evaluate(
         "command": command_line(),
         "checkpoint": {
             "weights": portable_path(trained.weights, Path.cwd()),
-            "sha256": trained.weights_sha256,
+            "sha256": weights_sha256,
             "classes_sha256": class_list_hash(trained.classes),
             "model": dataclasses.asdict(trained.config) | {"weights": None},
         },

@@ -49,7 +49,7 @@ def video(item: Item) -> Video:
     return (item.name, item.start, item.end, *((True,) if item.reversed else ()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochLog:
     """A line of ``epochs.csv``."""
 
@@ -63,6 +63,12 @@ class EpochLog:
     """Mean over the epoch's clips."""
     clips_per_second: float
     """Of training, validation not counted."""
+    waiting: float | None = None
+    """Share of the training's time, from 0 to 1, in which the next step's data were not ready; of several processes the
+    largest. None in runs from before it was measured."""
+    peak_gib: float | None = None
+    """GiB, the most that PyTorch's tensors took on a GPU in training; None on a CPU. In a run that went on within the
+    epoch, since then."""
     top1: float | None
     """Validation, video level, percent, of several heads their mean; None without validation and for label sets. So are
     the next two."""
@@ -202,10 +208,10 @@ def read_epochs(folder: Path) -> tuple[EpochLog, ...]:
 
 
 def append_epoch(folder: Path, log: EpochLog) -> None:
-    """Add a line to ``epochs.csv``."""
+    """Add a line to ``epochs.csv``; the lines of an older version stay empty in columns that it did not have."""
     columns, rows = _epochs(folder)
     row = {key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in log.to_row().items()}
-    _write_epochs(folder, columns or list(row), [*rows, row])
+    _write_epochs(folder, list(dict.fromkeys((*row, *columns))), [*rows, row])
 
 
 def drop_epochs_after(folder: Path, step: int) -> None:

@@ -42,6 +42,8 @@ class EpochSoFar(NamedTuple):
     """Of the clips' losses."""
     clips: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
+    """Of those, for data."""
 
 
 class Resumed(NamedTuple):

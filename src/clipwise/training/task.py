@@ -14,6 +14,7 @@ from clipwise.data.labels import LabelSpace
 from clipwise.data.transforms import ColourAugment, Normalise
 from clipwise.models.network import VideoNetwork
 from clipwise.processes import Processes
+from clipwise.training.compiling import CompiledNetwork
 from clipwise.training.mixing import mix
 from clipwise.training.optimiser import kept_batch_norms, parameter_groups, rate_factors
 from clipwise.training.schedule import learning_rate
@@ -79,10 +80,14 @@ class ClassificationTask(pl.LightningModule):
                 augmentation.greyscale,
             )
         self.processes = processes
+        self.compiled: CompiledNetwork | None = None
+        """What computes a step's logits in the model's place."""
         self.clips = 0
         """That all processes read for the step."""
         self.loss = 0.0
-        """Their mean loss."""
+        """Their mean loss, once the step's gradients are there."""
+        self._losses: list[tuple[Tensor, int]] = []
+        """Of this process's parts: mean loss, on the device, and clips."""
         self.failures: list[Failure] = []
         """Of all processes in the step."""
         self.short_videos: set[int] = set()
@@ -104,7 +109,16 @@ class ClassificationTask(pl.LightningModule):
             lr=training.effective_lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
+            # On a GPU the fused step reads and writes half as much memory as torch's own choice there, and needs no
+            # second copy of the gradients. On a CPU it takes as long as the plain one (ResNet-50: 25 ms), whose last
+            # bits earlier runs had.
+            fused=True if self.device.type == "cuda" else None,
         )
+
+    def compile_network(self) -> None:
+        """From now on, compute the steps of as many clips as a whole batch's parts have with a compiled network."""
+        share, parts = self.config.training.batch_size // self.processes.count, self.config.training.accumulate
+        self.compiled = CompiledNetwork(self.model, {share // parts * self._copies, -(-share // parts) * self._copies})
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Set the rates, and seed what the step draws on the device, so that a resumed run draws the same.
@@ -133,12 +147,11 @@ class ClassificationTask(pl.LightningModule):
         Raises:
             DecodeError: if a video of the batch could not be read and that is to stop.
             TooManyFailuresError: if too many could not.
-            DivergedError: if the loss is not finite.
         """
         self.optimizers().zero_grad()
         own = len(batch["label"]) if "label" in batch else 0
         clips, failed = zip(*self.processes.exchange(own, len(batch["failures"])), strict=True)
-        self.clips, self.loss = int(sum(clips)), 0.0
+        self.clips, self.loss, self._losses = int(sum(clips)), 0.0, []
         of_processes = self.processes.gather(batch["failures"]) if any(failed) else []
         self.failures = [failure for of_process in of_processes for failure in of_process]
         self.unreadable.add(self.failures)
@@ -150,22 +163,19 @@ class ClassificationTask(pl.LightningModule):
             )
         if not self.clips and several == 1:
             return None
-        loss, loss_sum = self._none() if not own else None, 0.0
+        loss = self._none() if not own else None
         for part, targets in self._parts(batch) if own else ():
             if loss is not None:
                 with torch.autocast(self.device.type, enabled=False):
                     loss.backward()
-            logits = self.model(part)
+            logits = (self.compiled or self.model)(part)
             mean = torch.stack([share * self._loss(logits, labels) for share, labels in targets]).sum()
             twins = training.twins_lambda * self._correlation(logits) if training.twins else torch.zeros_like(mean)
             clips_of_part = len(logits) // self._copies
             # Gradients are averaged over the processes, and the correlation's is made for that.
             loss = mean * (clips_of_part * several / self.clips) + twins
-            loss_sum += float((mean + twins).detach()) * clips_of_part
+            self._losses.append(((mean + twins).detach(), clips_of_part))
         assert loss is not None
-        self.loss = sum(of_process for (of_process,) in self.processes.exchange(loss_sum)) / max(1, self.clips)
-        if not math.isfinite(self.loss):
-            raise self._diverged(f"the loss became {self.loss}", self.step + 1)
         return loss
 
     def _parts(self, batch: dict[str, Any]) -> Iterator[tuple[Tensor, list[tuple[float, Tensor]]]]:
@@ -225,12 +235,28 @@ class ClassificationTask(pl.LightningModule):
         return torch.stack(losses).mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raises :class:`DivergedError` before a gradient that is not finite spoils the weights."""
+        """Clip the gradients' norm, and see that loss and gradients are sound before they go into the weights.
+
+        Here alone does a step wait for the device: loss and norm are fetched together, when all is computed. Clipping
+        is done here rather than by Lightning, which would compute the norm again and takes no fused optimiser.
+
+        Raises:
+            DivergedError: if the loss or the gradients' norm is not finite.
+        """
         if not self.clips:  # no process read any: the weights stay
             optimizer.zero_grad()
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        if not norm.isfinite():
-            raise self._diverged(f"the gradient's norm became {norm.item()}", self.step + 1)
+            return
+        learning = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
+        *means, length = torch.stack([*(mean.float() for mean, _ in self._losses), norm]).tolist()
+        loss_sum = sum(mean * clips for mean, (_, clips) in zip(means, self._losses, strict=True))
+        self.loss = sum(of_process for (of_process,) in self.processes.exchange(loss_sum)) / self.clips
+        if not math.isfinite(self.loss):
+            raise self._diverged(f"the loss became {self.loss}", self.step + 1)
+        if not math.isfinite(length):
+            raise self._diverged(f"the gradient's norm became {length}", self.step + 1)
+        if self.config.training.gradient_clip is not None:
+            nn.utils.clip_grads_with_norm_(learning, self.config.training.gradient_clip, norm)
 
     def check_sound(self, batch: dict[str, Any]) -> None:
         """See that the weights still give numbers, before they take the place of good ones.
