@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 
+from clipwise.allocator import keep_freed_memory
 from clipwise.benchmark.networks import (
     OURS,
     Condition,
@@ -54,7 +55,8 @@ from clipwise.files import write_json
 AUTHORS = Path(__file__).with_name("authors.py")
 TSN, STM = "tsn", "stm"
 DEPLOYED = ("deployed", "deployed+compiled")
-GRAPHS = ("cuda-graph", "deployed+compiled+cuda-graph")
+KERNELS = ("deployed+kernels+compiled", "deployed+kernels+cuda-graph")
+GRAPHS = ("cuda-graph", "deployed+compiled+cuda-graph", "deployed+kernels+cuda-graph")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Group:
 
 
 def against_tsn(module: str) -> Group:
-    return Group(f"{module} inference", (Entry(TSN, DEPLOYED), Entry(module, DEPLOYED)))
+    return Group(f"{module} inference", (Entry(TSN, DEPLOYED + KERNELS), Entry(module, DEPLOYED + KERNELS)))
 
 
 _TRAINED = (Entry(TSN, ("compiled",)), Entry(STM, ("compiled",)))
@@ -88,7 +90,7 @@ _AUTHORS = "channels_last"
 GPU = (
     Group(
         "stm inference",
-        (Entry(TSN, DEPLOYED), Entry(STM, DEPLOYED), Entry(STM, ("eager", "compiled"), _AUTHORS)),
+        (Entry(TSN, DEPLOYED + KERNELS), Entry(STM, DEPLOYED + KERNELS), Entry(STM, ("eager", "compiled"), _AUTHORS)),
     ),
     Group("stm training", (*_TRAINED, Entry(STM, ("eager", "compiled"), _AUTHORS)), mode="train"),
     *map(against_tsn, ("tsm", "stc", "stw", "tam")),
@@ -319,6 +321,7 @@ def main() -> int:
     if not arguments.output.parent.is_dir():
         parser.error(f"--output {arguments.output}: no folder {arguments.output.parent}")
     if arguments.cpu:
+        keep_freed_memory()  # as the command line does
         torch.set_num_threads(arguments.threads)
     device = torch.device("cpu" if arguments.cpu else "cuda")
     stable = Stable(device, small=arguments.small)

@@ -289,17 +289,15 @@ def test_offsets_beyond_32_bits() -> None:
     ("name", "options"),
     [
         ("tsm_resnet50", {"caffe_stride": True}),
-        ("tam_resnet50", {}),
-        ("stm_resnet50", {}),
-        ("stm_resnet50", {"causal": True, "fusion": "concatenation"}),
-        ("stm_resnet18", {}),
+        ("tam_resnet18", {}),
+        ("stm_resnet50", {"causal": True}),
     ],
 )
 def test_whole_networks(name: str, options: dict[str, Any]) -> None:
     """Trained ones, whose operations are kernels wherever there is one, and deployed ones, whose 1×1 are too."""
     model = clipwise.create_model(name, num_classes=5, num_frames=3, base_width=16, **options).eval().to(DEVICE)
     torch.nn.init.normal_(model.fc.weight)
-    clips = torch.randn(2, 3, 3, 40, 33, device=DEVICE)
+    clips = torch.randn(1, 3, 3, 32, 33, device=DEVICE)
     with torch.no_grad():
         expected = copy.deepcopy(model).double()(clips.double())
         _close(model(clips), expected, 1e-5)

@@ -136,7 +136,7 @@ def test_restore_within_conv3_is_exact(fusion: str) -> None:
             assert fused.wide == (fusion == "concatenation" or block.conv2.stride == (1, 1))
             assert fused.conv3.weight.shape[1] % 8 == 0
             found = fused(x.clone(memory_format=torch.preserve_format), 4)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_packed_weights_serve_every_size_of_input() -> None:

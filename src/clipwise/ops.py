@@ -29,6 +29,7 @@ from clipwise import kernels
 
 __all__ = [
     "fold",
+    "height_as_time",
     "is_plain_inference",
     "motion",
     "motion_difference",
@@ -36,6 +37,7 @@ __all__ = [
     "shift",
     "temporal_conv",
     "temporal_pool",
+    "time_as_height",
     "unfold",
 ]
 
@@ -108,9 +110,9 @@ def _takes_kernel(x: Tensor) -> bool:
     return not _is_traced() and kernels.usable(x)
 
 
-def is_plain_inference(x: Tensor) -> bool:
-    """Whether nothing follows what is done to a tensor: neither autograd nor a compiler nor an exporter."""
-    return not (_is_traced() or (x.requires_grad and torch.is_grad_enabled()))
+def is_plain_inference(*inputs: Tensor) -> bool:
+    """Whether nothing follows what is done to tensors: neither autograd nor a compiler nor an exporter."""
+    return not (_is_traced() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)))
 
 
 def _assign_shifted(x_NTHWC: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
@@ -133,22 +135,33 @@ def temporal_conv(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None = None, *
     ``weight`` has shape (C', C / groups, k) with k odd, so it is a ``conv1d`` weight: (C, 1, 3) is channel-wise,
     its taps in the order previous, current, next frame; in the causal form t-2, t-1, t. ``bias`` has shape (C',).
 
-    The reference is a 2D convolution over (T, H·W): on a channels-last tensor this view costs no copy, and PyTorch's
-    2D kernels are several times as fast on a CPU as ``conv1d`` on a permuted copy or ``conv3d``.
+    The reference is a 2D convolution over (T, H·W): PyTorch's 2D kernels are several times as fast on a CPU as
+    ``conv1d`` on a permuted copy or ``conv3d``.
     """
-    n, t, c, h, w = x_NTCHW.shape
-    if weight.shape == (c, 1, 3):
+    channels = x_NTCHW.shape[2]
+    if weight.shape == (channels, 1, 3):
         if _takes_kernel(x_NTCHW) and bias is None:
             return kernels.temporal_conv(x_NTCHW, weight, causal=causal)
         if x_NTCHW.is_cuda and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return _sum_of_shifted(x_NTCHW, weight, bias, causal=causal)
     kernel = weight.shape[-1]
-    x = x_NTCHW.reshape(n, t, c, h * w).transpose(1, 2)
+    x = time_as_height(x_NTCHW)
     if causal:
         x = F.pad(x, (0, 0, kernel - 1, 0))
     padding = (0 if causal else kernel // 2, 0)
-    y = F.conv2d(x, weight.unsqueeze(-1), bias, padding=padding, groups=c // weight.shape[1])
-    return y.transpose(1, 2).reshape(n, t, weight.shape[0], h, w)
+    y = F.conv2d(x, weight.unsqueeze(-1), bias, padding=padding, groups=channels // weight.shape[1])
+    return height_as_time(y, x_NTCHW)
+
+
+def time_as_height(x_NTCHW: Tensor) -> Tensor:
+    """(N, T, C, H, W) → (N, C, T, H·W), images that are T high; of a channels-last tensor a view."""
+    return x_NTCHW.flatten(3).transpose(1, 2)
+
+
+def height_as_time(y: Tensor, like_NTCHW: Tensor) -> Tensor:
+    """(N, C', T, H·W) → (N, T, C', H, W), H and W as another tensor has them."""
+    clips: Tensor = y.transpose(1, 2).unflatten(3, like_NTCHW.shape[3:])
+    return clips
 
 
 def _sum_of_shifted(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None, *, causal: bool) -> Tensor:
@@ -191,6 +204,12 @@ def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor, *, causal
 
     Source: STM (ICCV 2019), equation 2.
     """
+    if is_plain_inference(features_NTCHW, reference_NTCHW) and features_NTCHW.dtype == reference_NTCHW.dtype:
+        moved = torch.empty_like(features_NTCHW)
+        seen, unseen = (slice(1, None), 0) if causal else (slice(None, -1), -1)
+        torch.sub(features_NTCHW[:, 1:], reference_NTCHW[:, :-1], out=moved[:, seen])
+        moved[:, unseen] = 0
+        return moved
     features = features_NTCHW.permute(0, 1, 3, 4, 2)
     reference = reference_NTCHW.permute(0, 1, 3, 4, 2)
     difference = features[:, 1:] - reference[:, :-1]
@@ -203,11 +222,10 @@ def running_mean(x_NTCHW: Tensor, window: int) -> Tensor:
 
     The causal form of a mean over a clip of ``window`` frames; a longer clip means the same as a stream.
     """
-    n, t, c, h, w = x_NTCHW.shape
-    x = F.pad(x_NTCHW.reshape(n, t, c, h * w).transpose(1, 2), (0, 0, window - 1, 0))
+    x = F.pad(time_as_height(x_NTCHW), (0, 0, window - 1, 0))
     # A pooling sums each window anew, in single precision: a running sum would gather rounding errors in bf16.
-    mean = F.avg_pool2d(x, (window, 1), stride=1).transpose(1, 2).reshape(n, t, c, h, w)
-    frames_seen = torch.arange(1, t + 1, device=x.device).clamp(max=window)
+    mean = height_as_time(F.avg_pool2d(x, (window, 1), stride=1), x_NTCHW)
+    frames_seen = torch.arange(1, x_NTCHW.shape[1] + 1, device=x.device).clamp(max=window)
     return mean * (window / frames_seen).to(mean.dtype)[:, None, None, None]
 
 

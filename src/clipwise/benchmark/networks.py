@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipwise import kernels
 from clipwise.benchmark.timing import account, device_tag, in_turns, quartiles, seconds_of, wait_for
 from clipwise.compiling import compiler_missing
 from clipwise.config import TrainingConfig
@@ -64,6 +65,8 @@ FORMS = {
     "deployed+compiled": "clipwise.deploy with compile",
     "cuda-graph": "clipwise.deploy as a CUDA graph",
     "deployed+compiled+cuda-graph": "clipwise.deploy with compile, as a CUDA graph",
+    "deployed+kernels+compiled": "clipwise.deploy with our kernels, and compile for the rest",
+    "deployed+kernels+cuda-graph": "clipwise.deploy with our kernels, as a CUDA graph",
 }
 
 OURS = "clipwise"
@@ -224,6 +227,10 @@ def check_forms(forms: Sequence[str], condition: Condition) -> None:
             raise ValueError(f"form {form!r} is for inference; training runs eager or compiled")
         if "cuda-graph" in form and condition.device.type != "cuda":
             raise ValueError(f"form {form!r} needs a CUDA GPU, and this runs on a CPU; take deployed")
+        if "kernels" in form and not kernels.usable(
+            torch.empty(1, dtype=DTYPES[condition.dtype], device=condition.device)
+        ):
+            raise ValueError(f"form {form!r} needs triton and a GPU of NVIDIA's; take deployed")
         if "compiled" in form and (missing := compiler_missing(condition.device.type)):
             raise ValueError(f"form {form!r}: {missing}; or leave the form out")
 
@@ -297,7 +304,13 @@ def inference_form(network: nn.Module, form: str, dtype: torch.dtype) -> Callabl
         from clipwise.inference.deploy import deploy
 
         assert isinstance(network, VideoNetwork)
-        return deploy(network, dtype=dtype, compile="compiled" in form, cuda_graph="cuda-graph" in form)
+        return deploy(
+            network,
+            dtype=dtype,
+            compile="compiled" in form,
+            cuda_graph="cuda-graph" in form,
+            with_kernels="kernels" in form,
+        )
     network = _laid_out(copy.deepcopy(network).eval().requires_grad_(False).to(dtype))
     if form == "compiled":
         return torch.compile(network, dynamic=False, options={"freezing": True})

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clipwise.allocator import freed_memory_is_kept
 from clipwise.checkpoint import device_name, versions
 from clipwise.data.decode import Frames
 from clipwise.data.workers import available_cores
@@ -107,6 +108,7 @@ def account(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
+        "freed_memory_is_kept": freed_memory_is_kept(),
     }
     if hasattr(os, "getloadavg"):
         told["load_average_1_minute"] = round(os.getloadavg()[0], 2)

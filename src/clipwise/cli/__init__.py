@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from clipwise.allocator import keep_freed_memory
 from clipwise.cli.app import app, importing, say
 
 __all__ = ["application", "main"]
@@ -38,6 +39,7 @@ def application(*verbs: str) -> typer.Typer:
 def main() -> None:
     """Run a verb. Exit status: 0 on success, 1 where something the user can mend went wrong, 2 for wrong usage,
     130 after Ctrl-C. ``CLIPWISE_TRACEBACK=1`` shows where an error came from."""
+    keep_freed_memory()
     try:
         with importing():
             verbs = application(*(verb for verb in sys.argv[1:2] if verb in _VERBS))

@@ -177,23 +177,47 @@ def _with_zeros(conv: nn.Conv2d, *, inputs: int = 0, outputs: int = 0) -> nn.Con
     return wider
 
 
-class _ByKernel(nn.Module):
-    """A channel-wise convolution over time, and the ReLU of TAM, by the kernel for GPUs."""
+class FusedTemporalConv(nn.Module):
+    """A convolution over time, then an optional ReLU.
 
-    def __init__(self, conv: TemporalConv, *, relu: bool) -> None:
+    Args:
+        conv: whose parameters are taken over.
+        relu: end with a ReLU.
+        with_kernels: a channel-wise one takes the kernel for GPUs.
+    """
+
+    def __init__(self, conv: TemporalConv, *, relu: bool = False, with_kernels: bool = False) -> None:
         super().__init__()
-        self.weight, self.bias, self.causal, self.relu = conv.weight, conv.bias, conv.causal, relu
+        outputs, per_group, taps = conv.weight.shape
+        channels = per_group * conv.groups
+        self.causal = conv.causal
+        self.kernel = with_kernels and per_group == 1 and outputs == channels
+        padding = (0 if conv.causal else taps // 2, 0)
+        over_time = nn.Conv2d(channels, outputs, (taps, 1), padding=padding, groups=conv.groups, device="meta")
+        over_time.weight = nn.Parameter(conv.weight.unsqueeze(-1), requires_grad=False)
+        over_time.bias = conv.bias
+        self.conv = FusedConv(over_time, relu=relu)
 
     def forward(self, x_NTCHW: Tensor) -> Tensor:
-        """(N, T, C, H, W) → (N, T, C, H, W)."""
-        return kernels.temporal_conv(x_NTCHW, self.weight, self.bias, causal=self.causal, relu=self.relu)
+        """(N, T, C, H, W) → (N, T, C', H, W)."""
+        weight, bias, relu = self.conv.weight.squeeze(-1), self.conv.bias, self.conv.relu
+        if self.kernel:
+            return kernels.temporal_conv(x_NTCHW, weight, bias, causal=self.causal, relu=relu)
+        if not _takes_onednn(x_NTCHW):
+            y = ops.temporal_conv(x_NTCHW, weight, bias, causal=self.causal)
+            return y.relu() if relu else y
+        x = ops.time_as_height(x_NTCHW)
+        if self.causal:
+            x = F.pad(x, (0, 0, weight.shape[-1] - 1, 0))
+        return ops.height_as_time(self.conv(x), x_NTCHW)
 
 
-def _by_kernel(module: nn.Module | None) -> nn.Module | None:
-    """A temporal module as its kernel, where there is one for it."""
-    conv = module.conv if isinstance(module, TemporalAggregation) else module
-    if isinstance(conv, TemporalConv) and conv.weight.shape[1:] == (1, 3):
-        return _ByKernel(conv, relu=module is not conv)
+def _fused(module: nn.Module | None, *, with_kernels: bool) -> nn.Module | None:
+    """A temporal module with its convolution fused, if it is one and perhaps a ReLU."""
+    if isinstance(module, TemporalConv):
+        return FusedTemporalConv(module, with_kernels=with_kernels)
+    if isinstance(module, TemporalAggregation):
+        return FusedTemporalConv(module.conv, relu=True, with_kernels=with_kernels)
     return module
 
 
@@ -207,11 +231,10 @@ class _FusedBlock(nn.Module):
 
     def __init__(self, block: Block, *, with_kernels: bool) -> None:
         super().__init__()
-        before, self.inner, self.after = (block.temporal(place) for place in ("before", "inner", "after"))
+        before, inner, self.after = (block.temporal(place) for place in ("before", "inner", "after"))
         self.shifts = before.groups if isinstance(before, TemporalShift) else None
-        self.before = None if self.shifts else before
-        if with_kernels:
-            self.before, self.inner = _by_kernel(self.before), _by_kernel(self.inner)
+        self.before = None if self.shifts else _fused(before, with_kernels=with_kernels)
+        self.inner = _fused(inner, with_kernels=with_kernels)
         self.conv1 = FusedConv(block.conv1, relu=True, with_kernels=with_kernels)
         self.conv2 = FusedConv(block.conv2, relu=True) if type(block.conv2) is nn.Conv2d else block.conv2
         self.bn2 = block.bn2

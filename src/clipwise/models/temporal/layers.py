@@ -31,6 +31,7 @@ class TemporalConv(nn.Module):
         self, in_channels: int, out_channels: int | None = None, *, groups: int = 1, causal: bool = False
     ) -> None:
         super().__init__()
+        self.groups = groups
         self.causal = causal
         self.bias: nn.Parameter | None
         self.weight = nn.Parameter(torch.empty(out_channels or in_channels, in_channels // groups, 3))
