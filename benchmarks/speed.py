@@ -115,6 +115,15 @@ CPU = (
         ),
         batch=1,
     ),
+    Group(
+        "others' inference",
+        tuple(
+            Entry(module, ("deployed",), dtype=dtype)
+            for dtype in ("fp32", "bf16")
+            for module in (TSN, "tsm", "tam", "stc", "stc_light", "stw")
+        ),
+        batch=1,
+    ),
 )
 
 

@@ -19,8 +19,7 @@ from clipwise.models.registry import list_models, model_entry, model_options
 from clipwise.models.resnet import ResNet
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# A gate or a sum stands between these networks' convolutions and their BN, or a convolution behind it.
-KEPT = {"stc": 8, "stc_light": 8, "stw": 8, "eco": 6, "eco_lite": 6}
+KEPT = {"eco": 6, "eco_lite": 6}  # BNs that stand before their convolution
 
 
 def trained(name: str, num_frames: int | None = None, **options: Any) -> VideoNetwork:
@@ -74,9 +73,8 @@ def test_every_network_gives_what_it_gave(name: str) -> None:
     before = copy.deepcopy(model.state_dict())
     deployed = clipwise.deploy(model)
     assert difference(model, deployed, clips_for(model)) < 2e-5
-    module, _, backbone = name.rpartition("_")
-    kept = KEPT.get(module, 0) * (2 if backbone == "resnet50" else 1)
-    assert norms_in(deployed) == kept < norms_in(model)
+    module = name.rpartition("_")[0]
+    assert norms_in(deployed) == KEPT.get(module, 0) < norms_in(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -131,7 +129,7 @@ def test_restore_within_conv3_is_exact(fusion: str) -> None:
             expected = block(x, 4)
             for part in ("bn1", "bn2", "bn3"):
                 setattr(block, part, nn.Identity())
-            fused = fuse_block(block, wide=True)
+            fused = fuse_block(block, for_gpu=True)
             assert isinstance(fused, FusedBottleneck)
             assert fused.wide == (fusion == "concatenation" or block.conv2.stride == (1, 1))
             assert fused.conv3.weight.shape[1] % 8 == 0

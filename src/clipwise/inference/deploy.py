@@ -141,7 +141,7 @@ def deploy(
         _fold(convolutions, norm)
         _replace_by_identity(network, norm)
     if isinstance(network, ResNet):
-        _fuse(network, wide=device.type == "cuda" or with_kernels, with_kernels=with_kernels)
+        _fuse(network, for_gpu=device.type == "cuda" or with_kernels, with_kernels=with_kernels)
     channels_last(network).to(dtype)
     for module in network.modules():
         if isinstance(module, _NORMS):
@@ -159,12 +159,12 @@ def _ends_in_mean(network: VideoNetwork) -> bool:
     return type(network).forward is VideoNetwork.forward
 
 
-def _fuse(network: ResNet, *, wide: bool, with_kernels: bool) -> None:
+def _fuse(network: ResNet, *, for_gpu: bool, with_kernels: bool) -> None:
     network.add_module("conv1", FusedConv(network.conv1, relu=True))
     network.add_module("relu", nn.Identity())
     for stage in range(1, 5):
         layer: Sequence[Block] = getattr(network, f"layer{stage}")
-        fused = (fuse_block(block, wide=wide, with_kernels=with_kernels) for block in layer)
+        fused = (fuse_block(block, for_gpu=for_gpu, with_kernels=with_kernels) for block in layer)
         network.add_module(f"layer{stage}", nn.ModuleList(fused))
 
 

@@ -19,6 +19,7 @@ from clipwise import kernels, ops
 from clipwise.models.resnet import BasicBlock, Block, Bottleneck
 from clipwise.models.temporal.layers import TemporalConv
 from clipwise.models.temporal.stm import ChannelwiseMotion
+from clipwise.models.temporal.stw import SpatioTemporalWeights
 from clipwise.models.temporal.tam import TemporalAggregation
 from clipwise.models.temporal.tsm import TemporalShift
 
@@ -221,23 +222,73 @@ def _fused(module: nn.Module | None, *, with_kernels: bool) -> nn.Module | None:
     return module
 
 
+class _FusedSTW(nn.Module):
+    """STW in place of conv2, its convolution fused."""
+
+    def __init__(self, stw: SpatioTemporalWeights) -> None:
+        super().__init__()
+        self.stw = stw
+        own = nn.Conv2d(stw.in_channels, stw.out_channels, 3, stw.stride, padding=1, bias=False, device="meta")  # type: ignore[arg-type]
+        own.weight = stw.weight
+        self.conv = FusedConv(own)
+
+    def forward(self, y_NTCHW: Tensor) -> Tensor:
+        """(N, T, C, H, W) → (N, T, C, H/stride, W/stride)."""
+        return self.stw.arranged(y_NTCHW, self.conv)
+
+
+def _second_convolution(module: nn.Module) -> nn.Module:
+    """What stands in place of conv2, with its convolutions fused."""
+    if type(module) is nn.Conv2d:
+        return FusedConv(module, relu=True)
+    if isinstance(module, SpatioTemporalWeights):
+        return _FusedSTW(module)
+    for name, part in module.named_children():
+        if type(part) is nn.Conv2d:
+            setattr(module, name, FusedConv(part))
+        elif isinstance(part, TemporalConv):
+            setattr(module, name, FusedTemporalConv(part))
+        else:
+            _second_convolution(part)
+    return module
+
+
+def _as_convolution(norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A BN, as it normalises in evaluation, as a convolution of each channel alone."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    conv = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, device="meta")
+    conv.weight = nn.Parameter(scale.to(norm.weight)[:, None, None, None], requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(norm.weight), requires_grad=False)
+    return conv
+
+
 class _FusedBlock(nn.Module):
     """What both kinds of residual block share.
 
+    Where a BN follows something else than convolutions (STC's gates, STW's sum), on a CPU it becomes a convolution of
+    each channel alone, which oneDNN ends with the addition and the ReLU in the same pass; a GPU's compiler does that of
+    itself.
+
     Args:
         block: whose parts are taken over; its BNs are folded where they directly follow convolutions.
+        for_gpu: what is fast on a GPU.
         with_kernels: take the kernels for GPUs.
     """
 
-    def __init__(self, block: Block, *, with_kernels: bool) -> None:
+    def __init__(self, block: Block, *, for_gpu: bool, with_kernels: bool) -> None:
         super().__init__()
         before, inner, self.after = (block.temporal(place) for place in ("before", "inner", "after"))
         self.shifts = before.groups if isinstance(before, TemporalShift) else None
         self.before = None if self.shifts else _fused(before, with_kernels=with_kernels)
         self.inner = _fused(inner, with_kernels=with_kernels)
         self.conv1 = FusedConv(block.conv1, relu=True, with_kernels=with_kernels)
-        self.conv2 = FusedConv(block.conv2, relu=True) if type(block.conv2) is nn.Conv2d else block.conv2
+        self.conv2 = _second_convolution(block.conv2)
         self.bn2 = block.bn2
+        if isinstance(block.bn2, nn.BatchNorm2d) and not for_gpu:
+            self.bn2 = FusedConv(_as_convolution(block.bn2), relu=True)
         self.downsample: FusedConv | None = None
         if block.downsample is not None:
             projection = block.downsample[0]
@@ -255,7 +306,10 @@ class _FusedBlock(nn.Module):
         y = _on_clips(self.inner, y, frames)
         if isinstance(self.conv2, FusedConv):
             return self.conv2(y, add)  # type: ignore[no-any-return]
-        s = self.bn2(_on_clips(self.conv2, y, frames))
+        s = _on_clips(self.conv2, y, frames)
+        if isinstance(self.bn2, FusedConv):
+            return self.bn2(s, add)  # type: ignore[no-any-return]
+        s = self.bn2(s)
         return F.relu(s if add is None else s + add)
 
 
@@ -266,8 +320,8 @@ def _on_clips(module: nn.Module | None, x: Tensor, frames: int) -> Tensor:
 class FusedBasicBlock(_FusedBlock):
     """A basic block whose last convolution adds the shortcut, and CMM's output with it."""
 
-    def __init__(self, block: BasicBlock, *, with_kernels: bool) -> None:
-        super().__init__(block, with_kernels=with_kernels)
+    def __init__(self, block: BasicBlock, *, for_gpu: bool, with_kernels: bool) -> None:
+        super().__init__(block, for_gpu=for_gpu, with_kernels=with_kernels)
         cmm = block.temporal("merge")
         self.motion = None
         if isinstance(cmm, ChannelwiseMotion):
@@ -286,25 +340,20 @@ class FusedBottleneck(_FusedBlock):
     """A bottleneck whose last convolution adds the shortcut.
 
     CMM's ``restore`` is linear after its BN, and so is conv3:  conv3(s + restore(H)) = conv3(s) + (conv3·restore)(H).
-    Where nothing pools between them, ``wide`` makes conv3 one convolution of s and H side by side, which saves
+    Where nothing pools between them, conv3 becomes, on a GPU, one convolution of s and H side by side, which saves
     restore's output and the addition. The 1×1 that joins concatenated branches is linear too, and goes into conv3 in
-    any block. Otherwise ``restore`` adds to s as it writes.
-
-    Args:
-        block: whose parts are taken over.
-        wide: fold ``restore`` into conv3, with the reduced channels filled up to a multiple of 8, which GPUs' matrix
-            units want.
-        with_kernels: take the kernels for GPUs.
+    any block. Otherwise ``restore`` adds to s as it writes. Of a wide conv3 the reduced channels are filled up to a
+    multiple of 8, which GPUs' matrix units want.
     """
 
-    def __init__(self, block: Bottleneck, *, wide: bool, with_kernels: bool) -> None:
-        super().__init__(block, with_kernels=with_kernels)
+    def __init__(self, block: Bottleneck, *, for_gpu: bool, with_kernels: bool) -> None:
+        super().__init__(block, for_gpu=for_gpu, with_kernels=with_kernels)
         conv3, cmm = block.conv3, block.temporal("merge")
         self.motion = None
         self.wide = False
         if isinstance(cmm, ChannelwiseMotion):
             pools = not isinstance(cmm.pool, nn.Identity)
-            self.wide = cmm.fuse is not None or (wide and not pools)
+            self.wide = cmm.fuse is not None or (for_gpu and not pools)
             self.motion = _Motion(cmm, multiple=8 if self.wide else 1, with_kernels=with_kernels)
             if self.wide:
                 conv3 = _widened(conv3, cmm.fuse, None if pools else self.motion.restore)
@@ -346,9 +395,9 @@ def _widened(conv3: nn.Conv2d, fuse: nn.Conv2d | None, restore: FusedConv | None
     return wide
 
 
-def fuse_block(block: Block, *, wide: bool, with_kernels: bool = False) -> FusedBasicBlock | FusedBottleneck:
-    """The deployed form of a residual block whose BNs are folded already."""
+def fuse_block(block: Block, *, for_gpu: bool, with_kernels: bool = False) -> FusedBasicBlock | FusedBottleneck:
+    """The deployed form of a residual block whose BNs are folded where they directly follow convolutions."""
     if isinstance(block, Bottleneck):
-        return FusedBottleneck(block, wide=wide, with_kernels=with_kernels)
+        return FusedBottleneck(block, for_gpu=for_gpu, with_kernels=with_kernels)
     assert isinstance(block, BasicBlock)
-    return FusedBasicBlock(block, with_kernels=with_kernels)
+    return FusedBasicBlock(block, for_gpu=for_gpu, with_kernels=with_kernels)

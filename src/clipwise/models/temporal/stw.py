@@ -25,6 +25,9 @@ frames is taken of the convolution's output for the same reason.
 Weights: ``conv2.weight`` is the image network's; ``conv2.twm.weight`` is new.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from clipwise import ops
@@ -74,26 +77,33 @@ class SpatioTemporalWeights(nn.Conv2d):
         mean: Tensor = (before + now + after) / 3
         return mean
 
-    def _weigh(self, y_NTCHW: Tensor) -> Tensor:
-        """TWM: (N, T, C, H, W) → (N, T, C, H, W)."""
+    def _kept(self, y_NTCHW: Tensor) -> Tensor:
+        """TWM's 1 - S: (N, T, C, H, W) → (N, T, 1, H, W). With it y - y·S is one product."""
         assert self.twm is not None
-        weighted: Tensor = y_NTCHW - y_NTCHW * self.twm(y_NTCHW).sigmoid()
-        return weighted
+        kept: Tensor = (-self.twm(y_NTCHW)).sigmoid()
+        return kept
 
     def forward(self, y_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H/stride, W/stride)."""
+        return self.arranged(y_NTCHW, lambda images: self._conv_forward(images, self.weight, None))
+
+    def arranged(self, y_NTCHW: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, T, C, H, W) → (N, T, C, H/stride, W/stride), with ``convolve`` in place of this module's own convolution
+        of images."""
         frames = y_NTCHW.shape[1]
-        x = self._weigh(y_NTCHW) if self.arrangement == "twm_stfm" else y_NTCHW
-        features = ops.unfold(self._conv_forward(ops.fold(x), self.weight, None), frames)
+        x = y_NTCHW * self._kept(y_NTCHW) if self.arrangement == "twm_stfm" else y_NTCHW
+        features = ops.unfold(convolve(ops.fold(x)), frames)
         if self.arrangement != "twm":
             features = self._fuse(features)
         if self.bias is not None:  # of an image network's own convolution; frames outside the clip have none
             features = features + self.bias[:, None, None]
         if self.arrangement == "stfm_twm":
-            return self._weigh(features)
-        if self.arrangement in ("parallel", "twm"):
-            return features + ops.unfold(self.pool(ops.fold(self._weigh(y_NTCHW))), frames)
-        return features
+            return features * self._kept(features)
+        if self.arrangement not in ("parallel", "twm"):
+            return features
+        if isinstance(self.pool, nn.Identity):
+            return torch.addcmul(features, y_NTCHW, self._kept(y_NTCHW))
+        return features + ops.unfold(self.pool(ops.fold(y_NTCHW * self._kept(y_NTCHW))), frames)
 
 
 def stw(block: BlockSpec, *, modules: str = "parallel", fusion: str = "1:2:1", causal: bool = False) -> Slot:
