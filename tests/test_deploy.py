@@ -153,13 +153,81 @@ def test_without_onednn() -> None:
         assert difference(model, clipwise.deploy(model), clips_for(model)) < 2e-5
 
 
-def test_moved_to_another_dtype_after_use() -> None:
-    model = trained("stm_resnet18", 4)
+class Averaged(nn.Module):
+    """A network of the user's own, a BN behind something that only looks like a convolution's output."""
+
+    def __init__(self, between: str) -> None:
+        super().__init__()
+        self.between = between
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.norm = self.bn  # one layer of two names
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.between == "without the bias":
+            y = nn.functional.conv2d(x, self.conv.weight, None, padding=1)
+        elif self.between == "by keywords":
+            y = nn.functional.conv2d(input=x, weight=self.conv.weight, bias=self.conv.bias, padding=1)
+        else:
+            y = self.conv(x)
+        if self.between == "written into":
+            y[:, :2] = 0
+        elif self.between == "looked at":
+            self.largest = float(y.abs().max())
+        return self.fc(self.norm(y).relu().mean((2, 3)))
+
+
+class AveragedClips(VideoNetwork):
+    def __init__(self, between: str) -> None:
+        super().__init__(num_classes=5, num_frames=4)
+        self.images = Averaged(between)
+        self.fc = self.images.fc
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.images(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("between", "folded"),
+    [("nothing", 1), ("without the bias", 0), ("by keywords", 0), ("written into", 0), ("looked at", 0)],
+)
+def test_what_is_not_surely_a_convolutions_bn_stays(between: str, folded: int) -> None:
+    model = normalising(AveragedClips(between))
     deployed = clipwise.deploy(model)
-    clips = clips_for(model)
-    expected = deployed(clips)
-    deployed.network.double().float()
-    torch.testing.assert_close(deployed(clips), expected)
+    assert norms_in(deployed) == 1 - folded
+    assert difference(model, deployed, clips_for(model)) < 2e-5
+
+
+def test_hooks_and_layers_of_the_users_own_stay() -> None:
+    looked_at = trained("stm_resnet50", 4)
+    seen: list[Tensor] = []
+    looked_at.layer1[0].conv1.register_forward_hook(lambda *given: seen.append(given[2].std()))
+    changed = trained("stm_resnet50", 4)
+    changed.layer2[0].register_forward_hook(lambda *given: given[2] * 0.5)
+    other_norm = trained("tsn_resnet18", 4)
+    other_norm.layer1[0].bn1 = nn.GroupNorm(4, 16)
+    other_head = trained("tsn_resnet18", 4)
+    other_head.fc = nn.Sequential(nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 5))
+    for model in (looked_at, changed, other_norm, other_head):
+        assert difference(model, clipwise.deploy(model), clips_for(model)) < 2e-5
+    assert seen
+
+
+def test_a_network_that_changes_from_pass_to_pass_is_refused() -> None:
+    model = trained("tsn_resnet18", 4)
+    model.layer1[0].register_forward_hook(lambda *given: given[2] * torch.rand(()))
+    with pytest.raises(ValueError, match="logits that differ by"):
+        clipwise.deploy(model)
+
+
+def test_under_autocast_and_inference_mode() -> None:
+    model = trained("stm_resnet18", 4)
+    deployed, clips = clipwise.deploy(model), clips_for(model)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        inside = deployed(clips)
+    assert inside.dtype == torch.float32
+    assert torch.equal(deployed(clips), inside)
 
 
 def test_a_network_that_temporalize_made() -> None:
@@ -194,6 +262,8 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be trained"):
         deployed.train()
     assert not deployed.eval().training
+    with pytest.raises(ValueError, match="move the network it was made of"):
+        deployed.to(torch.bfloat16)
     with pytest.raises(TypeError, match="save the network it was made of"):
         pickle.dumps(deployed)
     with pytest.raises(ValueError, match=r"no checkpoint.*save the network it was made of"):

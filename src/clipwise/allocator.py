@@ -20,8 +20,11 @@ _kept = False
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep the memory that is freed; where the C library is another, or the user's environment says how
-    memory is to be allocated (``GLIBC_TUNABLES``, ``MALLOC_…``), nothing is done."""
+    """Tell glibc to keep the memory that is freed.
+
+    Where the C library is another, or the user's environment says how memory is to be allocated (``GLIBC_TUNABLES``,
+    ``MALLOC_…``, another allocator in ``LD_PRELOAD``), nothing is done.
+    """
     global _kept
     told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
         name.startswith("MALLOC_") for name in os.environ

@@ -1,17 +1,33 @@
-"""Whether torch.compile can work here."""
+"""Whether what translates code at run time can work here: torch.compile, and Triton."""
 
 import functools
 import importlib.util
 
-__all__ = ["compiler_missing"]
+__all__ = ["compiler_missing", "triton_missing"]
+
+
+@functools.cache
+def triton_missing() -> str:
+    """What Triton lacks to start on this machine's GPU, in words with the remedy; empty if nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    try:
+        from triton.runtime.driver import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # whatever its own build of a helper meets, such as no C compiler
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return (
+            f"Triton does not start ({reason}); it needs a C compiler and Python's headers, install gcc and python3-dev"
+        )
+    return ""
 
 
 @functools.cache
 def compiler_missing(device_type: str) -> str:
     """What torch.compile lacks for a kind of device (``cpu``, ``cuda``), in words with the remedy; empty if nothing."""
     if device_type == "cuda":
-        found = importlib.util.find_spec("triton") is not None
-        return "" if found else "torch.compile needs triton on a GPU; install it (pip install triton)"
+        return f"torch.compile needs Triton on a GPU: {missing}" if (missing := triton_missing()) else ""
     if device_type != "cpu":
         return ""
     from torch._inductor.cpp_builder import get_cpp_compiler

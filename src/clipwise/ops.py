@@ -140,8 +140,9 @@ def temporal_conv(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None = None, *
     """
     channels = x_NTCHW.shape[2]
     if weight.shape == (channels, 1, 3):
-        if _takes_kernel(x_NTCHW) and bias is None:
-            return kernels.temporal_conv(x_NTCHW, weight, causal=causal)
+        # A bias is there once a network is deployed, and then no gradient goes through it.
+        if _takes_kernel(x_NTCHW) and (bias is None or is_plain_inference(x_NTCHW, weight, bias)):
+            return kernels.temporal_conv(x_NTCHW, weight, bias, causal=causal)
         if x_NTCHW.is_cuda and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return _sum_of_shifted(x_NTCHW, weight, bias, causal=causal)
     kernel = weight.shape[-1]
@@ -194,6 +195,7 @@ def _is_depthwise_3x3(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
         and conv.weight.shape == (conv.in_channels, 1, 3, 3)
         and (conv.groups, conv.stride, conv.padding, conv.dilation) == (conv.in_channels, (1, 1), (1, 1), (1, 1))
         and conv.bias is None
+        and conv.padding_mode == "zeros"
     )
 
 
@@ -207,7 +209,7 @@ def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor, *, causal
     if is_plain_inference(features_NTCHW, reference_NTCHW) and features_NTCHW.dtype == reference_NTCHW.dtype:
         moved = torch.empty_like(features_NTCHW)
         seen, unseen = (slice(1, None), 0) if causal else (slice(None, -1), -1)
-        torch.sub(features_NTCHW[:, 1:], reference_NTCHW[:, :-1], out=moved[:, seen])
+        moved[:, seen] = features_NTCHW[:, 1:] - reference_NTCHW[:, :-1]
         moved[:, unseen] = 0
         return moved
     features = features_NTCHW.permute(0, 1, 3, 4, 2)

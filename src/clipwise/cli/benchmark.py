@@ -32,7 +32,10 @@ _Set = Annotated[
     typer.Option("--set", "-s", metavar="SECTION.FIELD=VALUE", help="Override a field; may be repeated."),
 ]
 _Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one, if left out.")]
-_FORMS = "eager, compiled, deployed, deployed+compiled, cuda-graph, deployed+compiled+cuda-graph"
+_FORMS = (
+    "eager, compiled, deployed, deployed+compiled, cuda-graph, deployed+compiled+cuda-graph, "
+    "deployed+kernels+compiled, deployed+kernels+cuda-graph"
+)
 
 
 @benchmark.command()

@@ -8,6 +8,7 @@ one forward pass, so that networks with modules of the user's own are treated al
 
 import copy
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from clipwise import kernels
 from clipwise.compiling import compiler_missing
-from clipwise.inference.fused import FusedConv, fuse_block
+from clipwise.inference.fused import FusedConv, can_fuse, fuse_block, has_hooks
 from clipwise.models.network import VideoNetwork, channels_last
 from clipwise.models.resnet import Block, ResNet
 from clipwise.models.temporal.layers import TemporalConv
@@ -28,8 +29,12 @@ __all__ = ["Deployed", "deploy"]
 
 _log = logging.getLogger(__name__)
 
+_ROUNDING = 1e-3
+"""Of the largest logit: what is farther off in float32 is no rounding."""
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear)
+# What tells a tensor's form and reads none of its values; so do its properties.
+_ASK_FOR_FORM = (Tensor.size, Tensor.dim, Tensor.stride, Tensor.numel, Tensor.is_contiguous, Tensor.is_floating_point)
 
 
 class Deployed(nn.Module):
@@ -73,6 +78,12 @@ class Deployed(nn.Module):
             raise ValueError("a deployed network cannot be trained: its BNs are folded; train the one it was made of")
         return self
 
+    def _apply(self, *_: Any, **__: Any) -> Self:
+        raise ValueError(
+            "a deployed network stays where and in the dtype in which it was made; move the network it was made of, "
+            "and deploy that"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
             "a deployed network can be neither copied nor pickled: what it compiled and captured belongs to this "
@@ -83,7 +94,8 @@ class Deployed(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """(N, T, 3, H, W) float → (N, num_classes) float32 logits."""
         self.network.check_clips(clips)
-        return self._run(clips)
+        with torch.autocast(clips.device.type, enabled=False):  # the dtype was chosen already
+            return self._run(clips)
 
     def _logits(self, clips: Tensor) -> Tensor:
         network = self.network
@@ -110,7 +122,7 @@ def deploy(
     Args:
         model: a network of this library, or one that :func:`clipwise.temporalize` made.
         dtype: ``torch.float32``, ``torch.bfloat16`` or ``torch.float16``, in which the layers compute; the last
-            layer, and BNs that follow no convolution, keep float32.
+            layer, where it is applied to the mean of the frames, and BNs that stay keep float32.
         compile: translate by torch.compile; without a compiler this is said once, and the network runs as it is.
         cuda_graph: record the kernels of each shape of input once and replay them, which makes small batches faster.
             GPUs only.
@@ -119,8 +131,8 @@ def deploy(
 
     Raises:
         TypeError: for something else than a network.
-        ValueError: for another dtype, ``cuda_graph`` for a network that is not on a GPU, or ``with_kernels`` where they
-            cannot run.
+        ValueError: for another dtype, ``cuda_graph`` for a network that is not on a GPU, ``with_kernels`` where they
+            cannot run, or a network whose logits would not stay what they are.
     """
     if isinstance(model, Deployed):
         raise TypeError("this network is deployed already; deploy the one it was made of")
@@ -136,13 +148,9 @@ def deploy(
             f"with_kernels needs triton and a GPU of NVIDIA's that has {dtype}, and this network is on {device}; "
             "leave it out, or move the network"
         )
-    network = copy.deepcopy(model).eval().requires_grad_(False).float()
-    for convolutions, norm in _normalised_convolutions(network):
-        _fold(convolutions, norm)
-        _replace_by_identity(network, norm)
-    if isinstance(network, ResNet):
-        _fuse(network, for_gpu=device.type == "cuda" or with_kernels, with_kernels=with_kernels)
-    channels_last(network).to(dtype)
+    with torch.no_grad():
+        network = _rewritten(model, for_gpu=device.type == "cuda" or with_kernels, with_kernels=with_kernels)
+    channels_last(network).to(device, dtype)
     for module in network.modules():
         if isinstance(module, _NORMS):
             module.float()
@@ -154,18 +162,51 @@ def deploy(
     return Deployed(network, dtype, compiled=compile, cuda_graph=cuda_graph)
 
 
+def _rewritten(model: VideoNetwork, *, for_gpu: bool, with_kernels: bool) -> VideoNetwork:
+    """A copy in float32 on the CPU, where what follows what is looked at, with BNs folded and layers fused.
+
+    Raises:
+        ValueError: if its logits are others than the network's: it does something that is not understood here.
+    """
+    network: VideoNetwork = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    size = max(64, network.min_size)
+    clips = torch.randn(1, network.num_frames, 3, size, size, generator=torch.Generator().manual_seed(0))
+    expected = network(clips)
+    for convolutions, norm in _normalised_convolutions(network, clips):
+        _fold(convolutions, norm)
+        _replace_by_identity(network, norm)
+    if isinstance(network, ResNet) and not with_kernels:
+        _fuse(network, for_gpu=for_gpu, with_kernels=False)
+    found = network(clips)
+    off = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if not off < _ROUNDING:
+        raise ValueError(
+            f"rewritten, this network gives logits that differ by {off:.2g} of the largest one: it holds something "
+            "that deploy does not understand, such as a layer that changes from pass to pass; use it as it is"
+        )
+    if isinstance(network, ResNet) and with_kernels:  # which need a GPU
+        _fuse(network, for_gpu=for_gpu, with_kernels=True)
+    return network
+
+
 def _ends_in_mean(network: VideoNetwork) -> bool:
-    """Whether the logits are the mean over the time steps of ``fc`` of each, as they are unless a family differs."""
-    return type(network).forward is VideoNetwork.forward
+    """Whether the logits are the mean over the time steps of a linear layer of each, as they are unless a family or a
+    user has it otherwise."""
+    untouched = not any(map(has_hooks, (network, network.dropout, network.fc)))
+    return type(network).forward is VideoNetwork.forward and type(network.fc) is nn.Linear and untouched
 
 
 def _fuse(network: ResNet, *, for_gpu: bool, with_kernels: bool) -> None:
-    network.add_module("conv1", FusedConv(network.conv1, relu=True))
-    network.add_module("relu", nn.Identity())
+    """Put fused layers in the place of those that are as this library makes them; others stay."""
+    stem = (network.conv1, network.bn1, network.relu)
+    if isinstance(network.bn1, nn.Identity) and type(network.conv1) is nn.Conv2d and not any(map(has_hooks, stem)):
+        network.add_module("conv1", FusedConv(network.conv1, relu=True))
+        network.add_module("relu", nn.Identity())
     for stage in range(1, 5):
         layer: Sequence[Block] = getattr(network, f"layer{stage}")
-        fused = (fuse_block(block, for_gpu=for_gpu, with_kernels=with_kernels) for block in layer)
-        network.add_module(f"layer{stage}", nn.ModuleList(fused))
+        for index, block in enumerate(layer):
+            if can_fuse(block):
+                layer[index] = fuse_block(block, for_gpu=for_gpu, with_kernels=with_kernels)  # type: ignore[index]
 
 
 # Which normalisation follows which convolution.
@@ -205,11 +246,10 @@ class _Readers(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         self.kept.append(result)
-        if not _tensors(result):
-            return result  # a shape, a flag
+        if func in _ASK_FOR_FORM or getattr(func, "__name__", "") == "__get__":
+            return result
         if isinstance(result, Tensor):
-            owner = self.owners.get(id(args[1])) if func in _CONVOLUTIONS else None
-            if owner is not None:
+            if (owner := self._owner(func, args, kwargs)) is not None:
                 self.made(owner, result, axis=result.ndim - 1 if isinstance(owner, nn.Linear) else 1)
             elif moved := self._moved(func, args, kwargs):
                 self.sources[id(result)] = moved
@@ -225,21 +265,30 @@ class _Readers(TorchFunctionMode):
         self.sources[id(output)] = _Source((convolution,), axis)
         self.kept.append(output)
 
+    def _owner(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
+        """Whose convolution a call is, with that module's weight and bias; of a layer's own call they come in order."""
+        if func not in _CONVOLUTIONS or len(args) < 3:
+            return None
+        owner = self.owners.get(id(args[1]))
+        return owner if owner is not None and args[2] is owner.bias else None
+
     def _moved(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Source | None:
         """What the result of folding, unfolding, exchanging axes 1 and 2 or concatenating channels holds."""
+        if not args:
+            return None
         if func is torch.cat:
             parts = [self.sources.get(id(part)) for part in args[0]]
             axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             if not all(part is not None and part.axis == axis for part in parts):
                 return None
             return _Source(tuple(one for part in parts if part is not None for one in part.convolutions), axis)
-        source = self.sources.get(id(args[0])) if args else None
+        source = self.sources.get(id(args[0]))
         if source is None:
             return None
         axis = source.axis
         if func is Tensor.flatten and args[1:] == (0, 1) and axis == 2:
             return _Source(source.convolutions, 1)
-        if func is Tensor.unflatten and args[1] == 0 and axis == 1:
+        if func is Tensor.unflatten and args[1:2] == (0,) and axis == 1:
             return _Source(source.convolutions, 2)
         if func is Tensor.transpose and args[1:] == (1, 2) and axis in (1, 2):
             return _Source(source.convolutions, 3 - axis)
@@ -256,7 +305,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for part in value for tensor in _tensors(part)]
 
 
-def _normalised_convolutions(network: VideoNetwork) -> list[tuple[tuple[nn.Module, ...], nn.Module]]:
+def _normalised_convolutions(network: VideoNetwork, clips: Tensor) -> list[tuple[tuple[nn.Module, ...], nn.Module]]:
     """The pairs of convolutions and the BatchNorm that alone reads their output, each used once in a forward pass.
 
     There is one convolution, or several whose outputs stand side by side.
@@ -272,10 +321,8 @@ def _normalised_convolutions(network: VideoNetwork) -> list[tuple[tuple[nn.Modul
         if type(module) in _NORMS and module.running_mean is not None:
             # The last of its hooks, so that it sees what those of the network's own have made of the input.
             hooks.append(module.register_forward_pre_hook(lambda norm, given: inputs[norm].append(given[0])))
-    like = next(network.parameters())
-    size = max(64, network.min_size)
-    with torch.no_grad(), readers:
-        network(torch.zeros(1, network.num_frames, 3, size, size, device=like.device, dtype=like.dtype))
+    with readers:
+        network(clips)
     for hook in hooks:
         hook.remove()
     pairs = []
@@ -317,26 +364,29 @@ def _replace_by_identity(network: nn.Module, norm: nn.Module) -> None:
     identity = nn.Identity()
     identity._forward_hooks, identity._forward_pre_hooks = norm._forward_hooks, norm._forward_pre_hooks
     for parent in network.modules():
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # under every name that it has
             if child is norm:
-                setattr(parent, name, identity)
+                parent.add_module(name, identity)
 
 
 class _Graphs:
-    """A function's kernels, recorded once for each shape of input and replayed after."""
+    """A function's kernels, recorded once for each shape of input and replayed after; one thread at a time."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
         self.recorded: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self.one_at_a_time = threading.Lock()
 
     def __call__(self, clips: Tensor) -> Tensor:
         key = (clips.shape, clips.dtype)
-        if key not in self.recorded:
-            self.recorded[key] = self._record(clips)
-        graph, given, result = self.recorded[key]
-        given.copy_(clips)
-        graph.replay()
-        return result.clone()
+        # Outside inference mode, whose tensors could not be written into by a later call outside of it.
+        with self.one_at_a_time, torch.cuda.device(clips.device), torch.inference_mode(False), torch.no_grad():
+            if key not in self.recorded:
+                self.recorded[key] = self._record(clips)
+            graph, given, result = self.recorded[key]
+            given.copy_(clips)
+            graph.replay()
+            return result.clone()
 
     def _record(self, clips: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         given = clips.clone()

@@ -23,7 +23,7 @@ from clipwise.models.temporal.stw import SpatioTemporalWeights
 from clipwise.models.temporal.tam import TemporalAggregation
 from clipwise.models.temporal.tsm import TemporalShift
 
-__all__ = ["FusedBasicBlock", "FusedBottleneck", "FusedConv", "fuse_block"]
+__all__ = ["FusedBasicBlock", "FusedBottleneck", "FusedConv", "can_fuse", "fuse_block", "has_hooks"]
 
 
 class FusedConv(nn.Module):
@@ -33,14 +33,19 @@ class FusedConv(nn.Module):
         conv: whose parameters are taken over; zero padding.
         relu: end with a ReLU.
         with_kernels: a 1×1 convolution takes the kernel for GPUs.
+        beside: how many of the input's channels will be given apart from the others.
     """
 
-    def __init__(self, conv: nn.Conv2d, *, relu: bool = False, with_kernels: bool = False) -> None:
+    def __init__(self, conv: nn.Conv2d, *, relu: bool = False, with_kernels: bool = False, beside: int = 0) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
         self.relu = relu
         self.kernel = with_kernels and conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+        self.weight_beside: nn.Parameter | None = None
+        if self.kernel and beside:
+            parts = conv.weight.split((conv.in_channels - beside, beside), dim=1)
+            self.weight, self.weight_beside = (nn.Parameter(part.contiguous(), requires_grad=False) for part in parts)
         self._packed: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,14 +87,13 @@ class FusedConv(nn.Module):
         frames: int = 1,
         shifts: list[tuple[int, int]] | None = None,
     ) -> Tensor:
-        own = x.shape[1]
         return kernels.pointwise(
             x[..., :: self.stride[0], :: self.stride[1]],
-            self.weight[:, :own],
+            self.weight,
             self.bias,
             frames=frames,
             groups=shifts,
-            also=None if beside is None else (beside, self.weight[:, own:]),
+            also=None if beside is None or self.weight_beside is None else (beside, self.weight_beside),
             residual=add,
             relu=self.relu,
         )
@@ -172,9 +176,10 @@ def _with_zeros(conv: nn.Conv2d, *, inputs: int = 0, outputs: int = 0) -> nn.Con
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
-    wider.weight = nn.Parameter(F.pad(conv.weight, (0, 0, 0, 0, 0, 0 if depthwise else inputs, 0, outputs)))
+    weight = F.pad(conv.weight, (0, 0, 0, 0, 0, 0 if depthwise else inputs, 0, outputs))
+    wider.weight = nn.Parameter(weight, requires_grad=False)
     if conv.bias is not None:
-        wider.bias = nn.Parameter(F.pad(conv.bias, (0, outputs)))
+        wider.bias = nn.Parameter(F.pad(conv.bias, (0, outputs)), requires_grad=False)
     return wider
 
 
@@ -357,7 +362,8 @@ class FusedBottleneck(_FusedBlock):
             self.motion = _Motion(cmm, multiple=8 if self.wide else 1, with_kernels=with_kernels)
             if self.wide:
                 conv3 = _widened(conv3, cmm.fuse, None if pools else self.motion.restore)
-        self.conv3 = FusedConv(conv3, relu=True, with_kernels=with_kernels)
+        beside = conv3.in_channels - block.conv3.in_channels
+        self.conv3 = FusedConv(conv3, relu=True, with_kernels=with_kernels, beside=beside)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, 4·width, H/stride, W/stride); x may be overwritten."""
@@ -391,8 +397,39 @@ def _widened(conv3: nn.Conv2d, fuse: nn.Conv2d | None, restore: FusedConv | None
         on_m = on_m @ restore.weight.flatten(1).double()
     weight = torch.cat((on_s, on_m), dim=1)[..., None, None].to(conv3.weight)
     wide = nn.Conv2d(weight.shape[1], weight.shape[0], 1, device=weight.device, dtype=weight.dtype)
-    wide.weight, wide.bias = nn.Parameter(weight), conv3.bias
+    wide.weight, wide.bias = nn.Parameter(weight, requires_grad=False), conv3.bias
     return wide
+
+
+def can_fuse(block: nn.Module) -> bool:
+    """Whether a block is as this library makes it, its BNs folded wherever its fused form has none, without hooks."""
+    if type(block) not in (BasicBlock, Bottleneck) or any(map(has_hooks, block.modules())):
+        return False
+    assert isinstance(block, Block)
+    convolutions, folded = [block.conv1], [block.bn1]
+    if isinstance(block, Bottleneck):
+        convolutions.append(block.conv3)
+        folded.append(block.bn3)
+    if block.downsample is not None:
+        projection, norm = block.downsample
+        convolutions.append(projection)  # type: ignore[arg-type]
+        folded.append(norm)
+    merge = block.temporal("merge")
+    if isinstance(merge, ChannelwiseMotion):
+        folded.append(merge.bn)
+    elif merge is not None:
+        return False
+    if type(block.conv2) is nn.Conv2d:
+        folded.append(block.bn2)
+    elif type(block.bn2) not in (nn.Identity, nn.BatchNorm2d):
+        return False
+    plain = all(type(conv) is nn.Conv2d and conv.padding_mode == "zeros" for conv in convolutions)
+    return plain and all(isinstance(norm, nn.Identity) for norm in folded)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something looks at, or changes, what goes into or comes out of a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def fuse_block(block: Block, *, for_gpu: bool, with_kernels: bool = False) -> FusedBasicBlock | FusedBottleneck:

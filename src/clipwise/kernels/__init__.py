@@ -16,7 +16,10 @@ power of two count as one) and keeps the fastest, so that call must not happen i
 For tests the kernels run on a CPU under ``TRITON_INTERPRET=1``, which must be set before triton is first imported.
 """
 
+import contextlib
+import functools
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipwise.compiling import triton_missing
+
 __all__ = ["motion", "pointwise", "shift", "temporal_conv", "usable"]
+
+_log = logging.getLogger(__name__)
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -41,10 +48,25 @@ def usable(x: Tensor) -> bool:
         return False
     if _INTERPRETED:
         return x.device.type == "cpu"
-    if x.device.type != "cuda" or torch.version.hip is not None:
+    if x.device.type != "cuda" or torch.version.hip is not None or not _starts():
         return False
     device = torch.cuda.get_device_properties(x.device)
     return (device.major, device.minor) >= ((8, 0) if x.dtype == torch.bfloat16 else (7, 5))
+
+
+@functools.cache
+def _starts() -> bool:
+    """Whether Triton can launch something; why not is said once, for the torch forms are slower."""
+    if missing := triton_missing():
+        _log.warning("%s. Temporal operations run as PyTorch has them until then", missing)
+    return not missing
+
+
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, whichever holds the data; a compiler's launches see to that themselves."""
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def temporal_conv(
@@ -80,7 +102,8 @@ def temporal_conv(
         )
     from clipwise.kernels._temporal_conv import convolve
 
-    y: Tensor = convolve(x_NTCHW, weight, bias, input_bias, causal, relu_input, relu)
+    with _on_device_of(x_NTCHW):
+        y: Tensor = convolve(x_NTCHW, weight, bias, input_bias, causal, relu_input, relu)
     return y
 
 
@@ -96,7 +119,8 @@ def motion(x_NTCHW: Tensor, weight: Tensor, *, causal: bool = False) -> Tensor:
     _check_shape("weight", weight, (x_NTCHW.shape[2], 1, 3, 3))
     from clipwise.kernels._motion import difference
 
-    y: Tensor = difference(x_NTCHW, weight, causal)
+    with _on_device_of(x_NTCHW):
+        y: Tensor = difference(x_NTCHW, weight, causal)
     return y
 
 
@@ -109,7 +133,8 @@ def shift(x_NTCHW: Tensor, groups: _Groups) -> Tensor:
     ends, offsets = _boundaries(groups, x_NTCHW.shape[2])
     from clipwise.kernels._shift import move
 
-    y: Tensor = move(x_NTCHW, ends, offsets)
+    with _on_device_of(x_NTCHW):
+        y: Tensor = move(x_NTCHW, ends, offsets)
     return y
 
 
@@ -165,7 +190,8 @@ def pointwise(
     from clipwise.kernels._pointwise import product
 
     tf32 = torch.backends.cudnn.allow_tf32
-    y: Tensor = product(x, weight, bias, second, second_weight, residual, frames, ends, offsets, relu, tf32)
+    with _on_device_of(x):
+        y: Tensor = product(x, weight, bias, second, second_weight, residual, frames, ends, offsets, relu, tf32)
     return y.unflatten(0, (n // frames, frames)) if clips else y
 
 
