@@ -337,6 +337,11 @@ def main() -> int:
     earlier: dict[str, Any] = {}
     if arguments.groups and arguments.output.is_file():
         earlier = json.loads(arguments.output.read_text(encoding="utf-8"))
+        now = account(device)
+        if any(earlier[key] != now[key] for key in ("device", "versions", "threads")):
+            parser.error(f"{arguments.output} was measured on another machine or with other versions; measure all anew")
+        for name in arguments.groups:
+            earlier["groups"].pop(name, None)
     chosen = [group for group in groups if not arguments.groups or group.name in arguments.groups]
     options = [word for word in sys.argv[1:] if word != str(arguments.output)]
     options = [word for word in options if word != "--output"] + ["--output", "…"]
@@ -351,7 +356,7 @@ def main() -> int:
             "rounds": arguments.rounds,
             "input": "noise on the device; inference in the dtype, training in fp32 under autocast",
             "waited_for": "after each step at batch 1, else after each turn",
-            "cudnn_benchmark": device.type == "cuda",
+            "cudnn_benchmark": "in inference" if device.type == "cuda" else False,
         },
         "goals": {},
         "authors": stable.agreement,
@@ -361,8 +366,8 @@ def main() -> int:
     stable.agreement |= earlier.get("authors", {})
     failed = False
     forms = {form for group in chosen for entry in group.entries for form in entry.forms}
-    with settings_for(stable.condition(chosen[0], "bf16"), tuple(forms)):
-        for group in chosen:
+    for group in chosen:
+        with settings_for(stable.condition(group, "bf16"), tuple(forms)):
             if time.perf_counter() - begin > arguments.limit:
                 record["left_out"][group.name] = f"{arguments.limit:g} seconds were over"
             else:

@@ -35,8 +35,14 @@ __all__ = [
 
 _STRICT = {"extra": "forbid"}
 
-READING = ("data.on_error", "data.max_failed", "data.workers")
-"""What a run that resumes may change, for its network sees the same clips."""
+READING = (
+    "data.on_error",
+    "data.max_failed",
+    "data.workers",
+    "training.compile",
+    "training.activation_checkpointing",
+)
+"""What a run that resumes may change, for its network sees the same clips and learns the same of them."""
 
 
 def _at_least(section: object, minimum: float, *names: str) -> None:

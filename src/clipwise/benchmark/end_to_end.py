@@ -32,6 +32,8 @@ STAGES = ("decode", "preprocess", "network")
 softmax and the label back on the CPU."""
 
 _WARM_UP = 2
+_PREFETCHED = 2
+"""Batches that each worker of a loader reads ahead, as PyTorch has it."""
 
 
 def benchmark_videos(
@@ -129,6 +131,7 @@ class _Stopwatch:
     """Listens to a training, and ends it after some steps."""
 
     wanted: int
+    warm_up: int
     tell: Callable[[str], None]
     steps_an_epoch: int = 0
     videos: int = 0
@@ -146,7 +149,7 @@ class _Stopwatch:
     def stepped(self, *, clips: int, **_: Any) -> None:
         now = time.perf_counter()
         self.seen += 1
-        if self.seen > _WARM_UP:
+        if self.seen > self.warm_up:
             self.seconds.append(now - self.before)
             self.clips.append(clips)
         self.before = now
@@ -165,8 +168,8 @@ def benchmark_training(
 ) -> dict[str, Any]:
     """Epochs an hour of a training as ``clipwise train`` runs it, from some of its steps; nothing of it is kept.
 
-    The steps are the training's own, with its loader, after two to warm up; validation is not in them. Weights to
-    start from are left out, for they change nothing about the speed.
+    The steps are the training's own, with its loader; validation is not in them. The first ones, whose clips were read
+    while the training began, do not count. Weights to start from are left out, for they change nothing about the speed.
 
     Args:
         data: as :func:`clipwise.train` takes it.
@@ -181,16 +184,18 @@ def benchmark_training(
 
     if steps < 1:
         raise ValueError(f"at least one step is timed, got {steps}")
-    # As many epochs as could be needed: each has a step at least.
-    epochs = max(config.training.epochs, steps + _WARM_UP)
-    timed = replace(config, model=replace(config.model, weights=None), training=replace(config.training, epochs=epochs))
-    watch = _Stopwatch(steps, tell)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
-        train(data, Path(folder) / "run", recipe=timed, reporter=watch)
-    if not watch.seconds:
-        raise ValueError("stopped before a step was timed")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    whole = quartiles(watch.seconds)
+    watch = _Stopwatch(steps, _WARM_UP + _PREFETCHED * config.data.workers, tell)
+    timed = replace(config, model=replace(config.model, weights=None))
+    interrupted = False
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
+        interrupted = not train(data, Path(folder) / "run", recipe=timed, reporter=watch).finished
+    if not watch.seconds and not interrupted:
+        raise ValueError(
+            f"this training has {watch.seen} steps, and the first {watch.warm_up} do not count; time a longer one "
+            "(--set training.epochs=100)"
+        )
+    seconds, clips = sum(watch.seconds), sum(watch.clips)
     return {
         "what": "steps of a training as `clipwise train` runs it, loader included, validation not; median, quartiles",
         **account(device),
@@ -202,13 +207,14 @@ def benchmark_training(
             "steps_an_epoch": watch.steps_an_epoch,
             "precision": config.training.precision,
             "workers": config.data.workers,
+            "compile": config.training.compile,
+            "activation_checkpointing": config.training.activation_checkpointing,
         },
         "config_sha256": config.sha256,
         "config": config.to_dict(),
-        "interrupted": len(watch.seconds) < steps,
-        "seconds_a_step": whole,
-        "clips_per_second": quartiles(
-            clips / seconds for clips, seconds in zip(watch.clips, watch.seconds, strict=True)
-        ),
-        "epochs_per_hour": float(f"{3600 / (whole['median'] * watch.steps_an_epoch):.4g}"),
+        "interrupted": interrupted,
+        "seconds_a_step": quartiles(watch.seconds) if watch.seconds else None,
+        # Of all steps together: where a loader delivers in heaps, the step in the middle knows nothing of the waiting.
+        "clips_per_second": float(f"{clips / seconds:.4g}") if clips else None,
+        "epochs_per_hour": float(f"{3600 * clips / seconds / watch.videos:.4g}") if clips else None,
     }

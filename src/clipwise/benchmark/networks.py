@@ -169,9 +169,9 @@ class Contender:
 
     @property
     def title(self) -> str:
-        """Network and form, and the formulation where it is not ours."""
+        """Network, form and dtype, and the formulation where it is not ours."""
         whose = "" if self.subject.formulation == OURS else f" [{self.subject.formulation}]"
-        return f"{self.subject.network}{whose}, {self.form}"
+        return f"{self.subject.network}{whose}, {self.form}, {self.condition.dtype}"
 
     def take_turn(self) -> None:
         """Add one round."""
@@ -239,13 +239,14 @@ def check_forms(forms: Sequence[str], condition: Condition) -> None:
 def settings_for(condition: Condition, forms: Sequence[str]) -> Iterator[None]:
     """The settings of PyTorch under which all are measured, put back afterwards.
 
-    cuDNN tries its algorithms for each shape. fp32 means fp32: PyTorch's convolutions would use tf32 by default. And
-    the compiler may keep a form for each network: they share code, of which it keeps eight by default and then,
-    without a word, compiles no more.
+    In inference cuDNN tries its algorithms for each shape. fp32 means fp32: PyTorch's convolutions would use tf32 by
+    default. And the compiler may keep a form for each network: they share code, of which it keeps eight by default and
+    then, without a word, compiles no more.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    cudnn.benchmark, cudnn.allow_tf32 = True, condition.dtype == "tf32"
+    # Training has them as `clipwise train` has: cuDNN's own choice of algorithm.
+    cudnn.benchmark, cudnn.allow_tf32 = condition.mode == "infer", condition.dtype == "tf32"
     torch.set_float32_matmul_precision("high" if condition.dtype == "tf32" else "highest")
     try:
         if any("compiled" in form for form in forms):
@@ -426,7 +427,9 @@ def rows_of(contenders: Sequence[Contender], against: str | None = None) -> list
         ]
         if rivals and subject.formulation == OURS:
             best = min(rivals, key=lambda rival: median(rival.seconds))
-            row["to_rival"] = ratio(one, best) | {"rival": f"{best.subject.formulation}, {best.form}"}
+            row["to_rival"] = ratio(one, best) | {
+                "rival": f"{best.subject.formulation}, {best.form}, {best.condition.dtype}"
+            }
         rows.append(row)
     return rows
 
@@ -593,7 +596,7 @@ def benchmark_networks(plan: Plan, *, tell: Callable[[str], None] = lambda line:
             "classes": _CLASSES,
             "input": f"noise on the device, {plan.dtype if plan.mode == 'infer' else 'fp32'}, in each row's layout",
             "waited_for": "after each step at batch 1, else after each turn",
-            "cudnn_benchmark": plan.device.type == "cuda",
+            "cudnn_benchmark": plan.device.type == "cuda" and plan.mode == "infer",
         },
         "against": plan.against,
         "rival": plan.rival and {"function": plan.rival, "outputs": outputs},

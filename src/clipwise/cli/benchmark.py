@@ -1,5 +1,6 @@
 """``clipwise benchmark``: speed, measured so that it can be compared."""
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -181,7 +182,8 @@ def end_to_end(
     if data is not None:
         target = _target(output, f"epochs_{config.model.name}_{_plain(data.stem)}_{device_tag(where)}")
         record = _told(benchmark_training(data, config, steps=steps, tell=say))
-        _finish(record, target, as_json=as_json, show=_show_training, measured=True)
+        measured = record["epochs_per_hour"] is not None
+        _finish(record, target, as_json=as_json, show=_show_training, measured=measured)
         return
     if checkpoint is not None:
         from clipwise.checkpoint import read_checkpoint
@@ -248,6 +250,23 @@ def _target(output: Path | None, name: str) -> Path:
     return target
 
 
+def _free(target: Path, record: dict[str, Any]) -> Path:
+    """The file, or where it holds a measurement of something else, one of the same name and eight digits."""
+    tag = _tag(record)
+    try:
+        same = not target.exists() or _tag(json.loads(target.read_text(encoding="utf-8"))) == tag
+    except (ValueError, AttributeError):
+        same = False
+    return target if same else target.with_stem(f"{target.stem}_{tag}")
+
+
+def _tag(record: dict[str, Any]) -> str:
+    """Eight digits that differ where what was measured, or on what, does."""
+    networks = sorted({row["network"] for row in record.get("results", []) if "network" in row})
+    what = [networks, *(record.get(key) for key in ("condition", "against", "rival", "device", "config_sha256"))]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _told(record: dict[str, Any]) -> dict[str, Any]:
     from clipwise.checkpoint import command_line
 
@@ -259,6 +278,7 @@ def _finish(record: dict[str, Any], target: Path, *, as_json: bool, show: Any, m
     from clipwise.files import write_json
 
     if measured:
+        target = _free(target, record)
         write_json(target, record)
         if as_json:
             typer.echo(json.dumps(record, ensure_ascii=False))
@@ -397,6 +417,4 @@ def _show_training(record: dict[str, Any]) -> None:
         f"{condition['network']}: {record['epochs_per_hour']:g} epochs an hour of {condition['videos']} videos "
         f"({condition['steps_an_epoch']} steps of {condition['batch']} clips), validation not counted"
     )
-    typer.echo(
-        f"a step takes {_spread(record['seconds_a_step'], '.3f')} s, {record['clips_per_second']['median']:.1f} clips/s"
-    )
+    typer.echo(f"a step takes {_spread(record['seconds_a_step'], '.3f')} s, {record['clips_per_second']:.1f} clips/s")

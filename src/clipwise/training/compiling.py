@@ -1,7 +1,7 @@
 """The network compiled for training, where that pays and works."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
@@ -45,14 +45,14 @@ class CompiledNetwork:
     def __init__(self, model: VideoNetwork, sizes: Collection[int]) -> None:
         self._model = model
         self._sizes = frozenset(sizes)
-        self._compiled = torch.compile(model.forward, dynamic=False)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self._works: bool | None = None  # until it was tried
 
     def __call__(self, clips: Tensor) -> Tensor:
         logits: Tensor
         if self._works is not False and len(clips) in self._sizes:
             try:
-                logits = self._compiled(clips)
+                logits = self._attempt(clips) if self._compiled is None else self._compiled(clips)
             except RuntimeError as error:
                 # What is wrong with the clips or the network shows again below, where memory would not suffice either.
                 if self._works or isinstance(error, torch.OutOfMemoryError):
@@ -69,3 +69,11 @@ class CompiledNetwork:
                 return logits
         logits = self._model(clips)
         return logits
+
+    def _attempt(self, clips: Tensor) -> Tensor:
+        import torch._functorch.config as functorch
+
+        self._compiled = torch.compile(self._model.forward, dynamic=False)
+        # The backward pass is compiled now rather than when it runs, so that an attempt shows whether both work.
+        with functorch.patch(force_non_lazy_backward_lowering=True):
+            return self._compiled(clips)

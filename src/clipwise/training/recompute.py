@@ -25,8 +25,8 @@ def recompute_blocks(model: VideoNetwork) -> None:
         block.forward = partial(_recomputed, block)
 
 
-def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
-    forward = partial(type(block).forward, block)
+def _recomputed(block: nn.Module, *inputs: Any, **options: Any) -> Tensor:
+    forward = partial(type(block).forward, block, **options)
     out: Tensor
     if not (block.training and torch.is_grad_enabled()):
         out = forward(*inputs)

@@ -635,7 +635,11 @@ class _Run(pl.Callback):
         # The first process alone has read the weights to start from; Lightning has sent the parameters, and no buffers.
         self.processes.same_buffers(self.model)
         if self.resumed:
-            trainer.optimizers[0].load_state_dict(self.resumed.optimizer)
+            optimizer = trainer.optimizers[0]
+            fused = optimizer.param_groups[0]["fused"]
+            optimizer.load_state_dict(self.resumed.optimizer)
+            for group in optimizer.param_groups:  # as suits this device; the file may be another's
+                group["fused"] = fused
             if self.processes.first:
                 drop_epochs_after(self.output, self.resumed.step)
         if decay := self.config.training.ema:
