@@ -22,6 +22,8 @@ from test_distributed import launch
 from test_resume import ends_alike, same
 from test_training import Interrupt
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.compilers import make_boxed_compiler, nop
 
 import clipwise
 from clipwise import create_model, temporalize
@@ -208,6 +210,21 @@ def test_where_nothing_can_be_compiled_that_is_said_once_and_the_run_is_the_plai
     assert "cannot be compiled here" in said
     assert "No working C++ compiler found" in said
     assert "training.compile=false" in said
+    assert ends_alike(tmp_path / "plain", tmp_path / "tried")
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_found_out_at_the_attempt(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(*_: Any) -> Any:
+        raise RuntimeError("out of shared memory")
+
+    clipwise.train(videos, tmp_path / "plain", overrides=PLAIN)
+    compile_with(aot_autograd(fw_compiler=make_boxed_compiler(nop), bw_compiler=no_room), monkeypatch)
+    with caplog.at_level(logging.WARNING, logger="clipwise"):
+        clipwise.train(videos, tmp_path / "tried", overrides=[*PLAIN, "training.compile=true"])
+    assert "cannot be compiled here" in caplog.text
+    assert "out of shared memory" in caplog.text
     assert ends_alike(tmp_path / "plain", tmp_path / "tried")
 
 
