@@ -121,11 +121,22 @@ def test_a_file_that_no_section_knows_is_listed_with_its_command(page: ModuleTyp
 
 def test_the_readme_quotes_the_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    records = {name: read(RESULTS / f"overhead_adl_{name}_seed0_cpu_bf16.json")["video"] for name in ("stm", "tsn")}
-    for name, figures in records.items():
-        cells = re.search(rf"^\| {name.upper()}\b[^|]*\| ([\d.]+) \| ([\d.]+) \|$", text, re.M)
+    study = {variant["label"]: variant for variant in read(RESULTS / "study_overhead_adl.json")["variants"]}
+    for name in ("TSM", "STM", "TSN"):
+        cells = re.search(rf"^\| {name}\b[^|]*\| ([\d.± ]+) \| ([\d.± ]+) \|$", text, re.M)
         assert cells is not None
-        assert cells.groups() == (f"{figures['mean_class_accuracy']:.1f}", f"{figures['top1']:.1f}")
+        mean, deviation = study[name]["mean"], study[name]["deviation"]
+        figures = (f"{mean[key]:.1f} ± {deviation[key]:.1f}" for key in ("mean_class_accuracy", "top1"))
+        assert cells.groups() == tuple(figures)
+    speed = read(RESULTS / "speed_cpu_2threads.json")["groups"]["stm inference"]["results"]
+    rows = {(row["network"], row["formulation"], row["form"], row["dtype"]): row for row in speed}
+    for key in (
+        ("stm_resnet50", "authors.py:as_written", "eager", "fp32"),
+        ("stm_resnet50", "clipwise", "deployed", "fp32"),
+        ("stm_resnet50", "clipwise", "deployed", "bf16"),
+        ("tsn_resnet50", "clipwise", "deployed", "bf16"),
+    ):
+        assert re.search(rf"\b{rows[key]['milliseconds_a_step']['median']:.0f}\b", text)
     for name in ("STM", "TSN"):
         means = [read(file)["mean_accuracy_in_pairs"][name] for file in FILES if file.name.startswith("demo_")]
         assert f"{name} {min(means):.1f}–{max(means):.1f} %" in " ".join(text.split())
