@@ -355,6 +355,10 @@ def test_epochs_an_hour(videos: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_end_to_end_is_one_of_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert clipwise("benchmark", "end-to-end", monkeypatch=monkeypatch) == 1
     assert "one of the two" in capsys.readouterr().err
+    assert clipwise("benchmark", "end-to-end", "--data", "videos", "--form", "eager", monkeypatch=monkeypatch) == 1
+    assert "--form is for video files" in capsys.readouterr().err
+    assert clipwise("benchmark", "end-to-end", "clip.mp4", "--steps", "3", monkeypatch=monkeypatch) == 1
+    assert "--steps is for --data" in capsys.readouterr().err
 
 
 # The script with the project's goals

@@ -143,17 +143,21 @@ def end_to_end(
     checkpoint: Annotated[
         Path | None, typer.Option(help="A folder of `clipwise train`, with the network and what it is shown.")
     ] = None,
-    form: Annotated[str, typer.Option(help=f"Of the network that labels: {_FORMS}.")] = "deployed",
-    dtype: Annotated[str, typer.Option(help="Of that network: fp32, tf32, bf16 or fp16.")] = "fp32",
+    form: Annotated[
+        str | None, typer.Option(help=f"Of the network that labels: {_FORMS}; deployed, if left out.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of that network: fp32, tf32, bf16 or fp16; fp32, if left out.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Data to train on: time steps of that training, and count epochs an hour.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of that training.")] = 20,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of that training; 20, if left out.")] = None,
     recipe: _Recipe = None,
     overrides: _Set = None,
     device: _Device = None,
     threads: _Threads = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Passes over the videos.")] = 15,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Passes over the videos; 15, if left out.")] = None,
     output: _Output = None,
     as_json: _Json = False,
 ) -> None:
@@ -173,15 +177,28 @@ def end_to_end(
 
     if bool(videos) == (data is not None):
         raise ValueError("give video files, or --data with what is to be trained on: one of the two")
-    if data is not None and (checkpoint or device):
-        raise ValueError("--checkpoint and --device are for video files; a training runs on the GPU where there is one")
+    of_videos = {
+        "--checkpoint": checkpoint,
+        "--device": device,
+        "--form": form,
+        "--dtype": dtype,
+        "--rounds": rounds,
+    }
+    given = [option for option, value in of_videos.items() if value is not None]
+    if data is not None and given:
+        raise ValueError(
+            f"{given[0]} is for video files; a training runs as its configuration says (--set), on the GPU where there "
+            "is one"
+        )
+    if data is None and steps is not None:
+        raise ValueError("--steps is for --data; passes over the videos are --rounds")
     if checkpoint is not None and (recipe or overrides):
         raise ValueError("--checkpoint has its own network and views; leave --recipe and --set out")
     where = _device(device, threads)
     config = load_config(recipe, overrides or ())
     if data is not None:
         target = _target(output, f"epochs_{config.model.name}_{_plain(data.stem)}_{device_tag(where)}")
-        record = _told(benchmark_training(data, config, steps=steps, tell=say))
+        record = _told(benchmark_training(data, config, steps=steps or 20, tell=say))
         measured = record["epochs_per_hour"] is not None
         _finish(record, target, as_json=as_json, show=_show_training, measured=measured)
         return
@@ -193,8 +210,9 @@ def end_to_end(
     else:
         name, views = config.model.name, config.views
         network = create_model(name, num_classes=174, num_frames=config.model.num_frames, **config.model.options)
+    form, dtype = form or "deployed", dtype or "fp32"
     target = _target(output, f"end_to_end_{name}_{_plain(form)}_{dtype}_{device_tag(where)}")
-    record = benchmark_videos(videos or [], network, views, form=form, dtype=dtype, device=where, rounds=rounds)
+    record = benchmark_videos(videos or [], network, views, form=form, dtype=dtype, device=where, rounds=rounds or 15)
     record["condition"] = {"network": name, **record["condition"]}
     _finish(_told(record), target, as_json=as_json, show=_show_videos, measured=record["milliseconds"] is not None)
 

@@ -237,7 +237,7 @@ class ClassificationTask(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients' norm, and see that loss and gradients are sound before they go into the weights.
 
-        Here alone does a step wait for the device: loss and norm are fetched together, when all is computed. Clipping
+        Here a step waits for the device: loss and norm are fetched together, when all is computed. Clipping
         is done here rather than by Lightning, which would compute the norm again and takes no fused optimiser.
 
         Raises:
