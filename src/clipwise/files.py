@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +16,15 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["file_sha256", "held_alone", "portable_path", "write_json", "written_whole"]
+__all__ = [
+    "check_writable",
+    "file_sha256",
+    "held_alone",
+    "name_for_result",
+    "portable_path",
+    "write_json",
+    "written_whole",
+]
 
 
 @contextlib.contextmanager
@@ -105,3 +113,31 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_writable(output: Path) -> None:
+    """Make the folder of a file that is to be written at the end of some work, before the work.
+
+    Raises:
+        ValueError: if nothing can be written there.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
+
+
+def name_for_result(target: Path, record: dict[str, Any], condition: Callable[[dict[str, Any]], Any]) -> Path:
+    """``target``, or where it holds a result of another condition, the same name and eight digits of this one's."""
+
+    def digits(record: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps(condition(record), sort_keys=True).encode()).hexdigest()[:8]
+
+    tag = digits(record)
+    try:
+        same = not target.exists() or digits(json.loads(target.read_text(encoding="utf-8"))) == tag
+    except (ValueError, KeyError, TypeError, AttributeError):  # it is no such result
+        same = False
+    return target if same else target.with_stem(f"{target.stem}_{tag}")

@@ -156,15 +156,7 @@ def pair_accuracy(
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     _title(figure, title)
-    figure.legend(
-        loc="upper left",
-        bbox_to_anchor=(2.66 / width, 1 - 0.42 / height),
-        ncols=len(results),
-        frameon=False,
-        fontsize=10,
-        handlelength=1.2,
-        columnspacing=1.6,
-    )
+    _legend(figure, 2.66 / width, 1 - 0.42 / height, columns=len(results))
     _save(figure, path)
 
 
@@ -380,16 +372,21 @@ def throughput_macs(
     axes.set_ylim(bottom=0)
     _name_points(axes, [(gmacs, speed, _shortened(name, 30)) for name, gmacs, speed in points])
     _title(figure, title)
+    _legend(figure, 0.1 / width, 1 - 0.45 / height, columns=len(forms))
+    _save(figure, path)
+
+
+def _legend(figure: "Figure", left: float, top: float, *, columns: int) -> None:
+    """The names of the colours, in a row whose corner is given in shares of the figure."""
     figure.legend(
         loc="upper left",
-        bbox_to_anchor=(0.1 / width, 1 - 0.45 / height),
-        ncols=len(forms),
+        bbox_to_anchor=(left, top),
+        ncols=columns,
         frameon=False,
         fontsize=10,
         handlelength=1.2,
         columnspacing=1.6,
     )
-    _save(figure, path)
 
 
 def _plain(axes: "Axes", axis: str) -> None:

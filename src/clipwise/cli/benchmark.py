@@ -1,14 +1,13 @@
 """``clipwise benchmark``: speed, measured so that it can be compared."""
 
-import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from clipwise.cli.app import app, counted, say, table_of_figures
+from clipwise.files import check_writable, name_for_result, write_json
 
 __all__ = ["benchmark", "end_to_end", "loader", "model"]
 
@@ -259,30 +258,14 @@ def _target(output: Path | None, name: str) -> Path:
     target = output or Path(f"{name}.json")
     if target.suffix != ".json":
         raise ValueError(f"{target}: the result is JSON; give a name in .json")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"{target}: cannot be written ({error.strerror}); give another --output") from error
+    check_writable(target)
     return target
 
 
-def _free(target: Path, record: dict[str, Any]) -> Path:
-    """The file, or where it holds a measurement of something else, one of the same name and eight digits."""
-    tag = _tag(record)
-    try:
-        same = not target.exists() or _tag(json.loads(target.read_text(encoding="utf-8"))) == tag
-    except (ValueError, AttributeError):
-        same = False
-    return target if same else target.with_stem(f"{target.stem}_{tag}")
-
-
-def _tag(record: dict[str, Any]) -> str:
-    """Eight digits that differ where what was measured, or on what, does."""
+def _condition(record: dict[str, Any]) -> list[Any]:
+    """What was measured, and on what."""
     networks = sorted({row["network"] for row in record.get("results", []) if "network" in row})
-    what = [networks, *(record.get(key) for key in ("condition", "against", "rival", "device", "config_sha256"))]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    return [networks, *(record.get(key) for key in ("condition", "against", "rival", "device", "config_sha256"))]
 
 
 def _told(record: dict[str, Any]) -> dict[str, Any]:
@@ -293,10 +276,8 @@ def _told(record: dict[str, Any]) -> dict[str, Any]:
 
 def _finish(record: dict[str, Any], target: Path, *, as_json: bool, show: Any, measured: bool) -> None:
     """Show the result, write it, and end with 130 where it was stopped before its end."""
-    from clipwise.files import write_json
-
     if measured:
-        target = _free(target, record)
+        target = name_for_result(target, record, _condition)
         write_json(target, record)
         if as_json:
             typer.echo(json.dumps(record, ensure_ascii=False))

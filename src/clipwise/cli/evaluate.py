@@ -1,8 +1,6 @@
 """``clipwise evaluate``"""
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +10,7 @@ import typer
 from rich.table import Table
 
 from clipwise.cli.app import app, counted, counting, say
+from clipwise.files import check_writable, name_for_result, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +75,6 @@ def evaluate(
     """
     from clipwise.evaluation.ensemble import evaluate_ensemble
     from clipwise.evaluation.run import evaluate as run
-    from clipwise.files import write_json
 
     checkpoints, data = checkpoints_and_data(paths, data)
     views = [views_of(checkpoint, protocol, overrides or ()) for checkpoint in checkpoints]
@@ -169,18 +167,12 @@ def _target(checkpoints: list[Path], record: dict[str, Any], weights: str) -> Pa
     if preset:
         condition = preset["name"] + (f"_{condition}" if preset["changed"] else "")
     target = folders[0] / f"evaluation{together}_{record['data']['split'] or 'all'}_{condition}_{weights}.json"
-    tag = _tag(record)
-    try:
-        same = not target.exists() or _tag(json.loads(target.read_text(encoding="utf-8"))) == tag
-    except (ValueError, KeyError, TypeError):
-        same = False
-    return target if same else target.with_stem(f"{target.stem}_{tag}")
+    return name_for_result(target, record, _condition)
 
 
-def _tag(record: dict[str, Any]) -> str:
-    """Eight digits that differ where data, weights or protocol do."""
-    what = [record["data"], [[member["checkpoint"]["sha256"], member["protocol"]] for member in _members(record)]]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+def _condition(record: dict[str, Any]) -> list[Any]:
+    """Data, weights and protocol."""
+    return [record["data"], [[member["checkpoint"]["sha256"], member["protocol"]] for member in _members(record)]]
 
 
 def _check_output(output: Path) -> None:
@@ -194,12 +186,7 @@ def _check_output(output: Path) -> None:
         "splits.json",
     ):
         raise ValueError(f"{output}: belongs to the run; give another name")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
+    check_writable(output)
 
 
 def _draw_confusion(target: Path, evaluation: "Evaluation", title: str) -> list[Path]:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from clipwise import kernels
 from clipwise.compiling import compiler_missing
-from clipwise.inference.fused import FusedConv, can_fuse, fuse_block, has_hooks
+from clipwise.inference.fused import FusedConv, can_fuse, fuse_block, has_hooks, scale_and_shift
 from clipwise.models.network import VideoNetwork, channels_last
 from clipwise.models.resnet import Block, ResNet
 from clipwise.models.temporal.layers import TemporalConv
@@ -51,6 +51,7 @@ class Deployed(nn.Module):
         self.network = network
         self.dtype = dtype
         self.compiled = compiled
+        self._mean_first = _ends_in_mean(network)
         self._run: Callable[[Tensor], Tensor] = self._logits
         if compiled:
             self._run = torch.compile(self._run, dynamic=False, options={"freezing": True})
@@ -100,7 +101,7 @@ class Deployed(nn.Module):
     def _logits(self, clips: Tensor) -> Tensor:
         network = self.network
         clips = clips.to(self.dtype)
-        if not _ends_in_mean(network):
+        if not self._mean_first:
             return network(clips).float()  # type: ignore[no-any-return]
         # The last layer is linear, so the mean of what it makes of the frames is what it makes of their mean.
         logits: Tensor = network.fc(network.forward_features(clips).float().mean(dim=1))
@@ -171,8 +172,8 @@ def _rewritten(model: VideoNetwork, *, for_gpu: bool, with_kernels: bool) -> Vid
     network: VideoNetwork = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     size = max(64, network.min_size)
     clips = torch.randn(1, network.num_frames, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected = network(clips)
-    for convolutions, norm in _normalised_convolutions(network, clips):
+    pairs, expected = _normalised_convolutions(network, clips)
+    for convolutions, norm in pairs:
         _fold(convolutions, norm)
         _replace_by_identity(network, norm)
     if isinstance(network, ResNet) and not with_kernels:
@@ -305,8 +306,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for part in value for tensor in _tensors(part)]
 
 
-def _normalised_convolutions(network: VideoNetwork, clips: Tensor) -> list[tuple[tuple[nn.Module, ...], nn.Module]]:
-    """The pairs of convolutions and the BatchNorm that alone reads their output, each used once in a forward pass.
+def _normalised_convolutions(
+    network: VideoNetwork, clips: Tensor
+) -> tuple[list[tuple[tuple[nn.Module, ...], nn.Module]], Tensor]:
+    """The pairs of convolutions and the BatchNorm that alone reads their output, each used once in a forward pass, and
+    that pass's logits.
 
     There is one convolution, or several whose outputs stand side by side.
     """
@@ -322,7 +326,7 @@ def _normalised_convolutions(network: VideoNetwork, clips: Tensor) -> list[tuple
             # The last of its hooks, so that it sees what those of the network's own have made of the input.
             hooks.append(module.register_forward_pre_hook(lambda norm, given: inputs[norm].append(given[0])))
     with readers:
-        network(clips)
+        logits: Tensor = network(clips)
     for hook in hooks:
         hook.remove()
     pairs = []
@@ -332,17 +336,12 @@ def _normalised_convolutions(network: VideoNetwork, clips: Tensor) -> list[tuple
             continue
         if all((readers.calls[one], readers.readers[one]) == (1, 1) for one in source.convolutions):
             pairs.append((source.convolutions, norm))
-    return pairs
+    return pairs, logits
 
 
 def _fold(convolutions: tuple[Any, ...], norm: Any) -> None:
     """Put a BatchNorm, as it normalises in evaluation, into the convolutions before it."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
+    scale, shift = scale_and_shift(norm)
     first = 0
     for convolution in convolutions:
         weight, bias = convolution.weight, convolution.bias

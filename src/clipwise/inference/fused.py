@@ -23,7 +23,15 @@ from clipwise.models.temporal.stw import SpatioTemporalWeights
 from clipwise.models.temporal.tam import TemporalAggregation
 from clipwise.models.temporal.tsm import TemporalShift
 
-__all__ = ["FusedBasicBlock", "FusedBottleneck", "FusedConv", "can_fuse", "fuse_block", "has_hooks"]
+__all__ = [
+    "FusedBasicBlock",
+    "FusedBottleneck",
+    "FusedConv",
+    "can_fuse",
+    "fuse_block",
+    "has_hooks",
+    "scale_and_shift",
+]
 
 
 class FusedConv(nn.Module):
@@ -258,12 +266,18 @@ def _second_convolution(module: nn.Module) -> nn.Module:
     return module
 
 
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """What a BN, as it normalises in evaluation, multiplies each channel by and adds then: two of (C,), in float64."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
 def _as_convolution(norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A BN, as it normalises in evaluation, as a convolution of each channel alone."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-    shift = norm.bias.double() - norm.running_mean.double() * scale
+    scale, shift = scale_and_shift(norm)
     conv = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, device="meta")
     conv.weight = nn.Parameter(scale.to(norm.weight)[:, None, None, None], requires_grad=False)
     conv.bias = nn.Parameter(shift.to(norm.weight), requires_grad=False)
