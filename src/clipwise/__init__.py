@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from clipwise.evaluation.run import evaluate
     from clipwise.inference.deploy import deploy
     from clipwise.inference.predictor import Predictor, load
+    from clipwise.inference.streaming import Stream
     from clipwise.models.registry import create_model, list_models
     from clipwise.models.temporalize import temporalize
     from clipwise.training.run import train
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Manifest",
     "Predictor",
+    "Stream",
     "__version__",
     "create_model",
     "deploy",
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     "Manifest": "clipwise.data.manifest",
     "Predictor": "clipwise.inference.predictor",
+    "Stream": "clipwise.inference.streaming",
     "create_model": "clipwise.models.registry",
     "deploy": "clipwise.inference.deploy",
     "evaluate": "clipwise.evaluation.run",

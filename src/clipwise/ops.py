@@ -15,7 +15,8 @@ stands around. Everywhere else, and for exporters, it is PyTorch's operations as
 
 An operation with a ``causal`` form reads no later frame than the one it answers for. Where three frames meet, the
 causal form takes t-2, t-1 and t in the places of t-1, t and t+1, so it is the two-sided one delayed by a frame, and
-the same weights serve both.
+the same weights serve both. With a :class:`~clipwise.memory.Memory` it reads before a clip what a stream had there
+instead of zeros.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipwise import kernels
+from clipwise.memory import Memory
 
 __all__ = [
     "fold",
@@ -33,6 +35,7 @@ __all__ = [
     "is_plain_inference",
     "motion",
     "motion_difference",
+    "over_past",
     "running_mean",
     "shift",
     "temporal_conv",
@@ -59,7 +62,7 @@ def unfold(x: Tensor, frames: int) -> Tensor:
     return clips
 
 
-def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]], *, memory: Memory | None = None) -> Tensor:
     """(N, T, C, H, W) → (N, T, C, H, W): move groups of channels along time.
 
     ``groups`` lists ``(channels, offset)`` in channel order: frame t of the output holds, for those channels,
@@ -76,11 +79,13 @@ def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
     no ScatterND; in plain inference slices are assigned, which copies everything once instead of twice.
 
     Raises:
-        ValueError: if the groups do not add up to C.
+        ValueError: if the groups do not add up to C, or a stream is to give a later frame.
     """
     channels = x_NTCHW.shape[2]
     if sum(size for size, _ in groups) != channels:
         raise ValueError(f"shift groups {list(groups)} do not add up to {channels} channels")
+    if memory is not None:
+        return _shift_in_stream(x_NTCHW, groups, memory)
     if _takes_kernel(x_NTCHW):
         return kernels.shift(x_NTCHW, groups)
     x_NTHWC = x_NTCHW.permute(0, 1, 3, 4, 2)
@@ -90,6 +95,16 @@ def shift(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
         _shift_time(part, offset)
         for part, (_, offset) in zip(x_NTHWC.split([size for size, _ in groups], dim=-1), groups, strict=True)
     ]
+    return torch.cat(shifted, dim=-1).permute(0, 1, 4, 2, 3)
+
+
+def _shift_in_stream(x_NTCHW: Tensor, groups: Sequence[tuple[int, int]], memory: Memory) -> Tensor:
+    frames, shifted = x_NTCHW.shape[1], []
+    for part, (size, offset) in zip(x_NTCHW.split([size for size, _ in groups], dim=2), groups, strict=True):
+        if offset > 0:
+            raise ValueError(f"a stream has no later frames, and a group of channels takes the one {offset} after")
+        moved = memory.with_past(part, -offset)[:, :frames] if size and offset else part
+        shifted.append(moved.permute(0, 1, 3, 4, 2))
     return torch.cat(shifted, dim=-1).permute(0, 1, 4, 2, 3)
 
 
@@ -129,7 +144,14 @@ def _assign_shifted(x_NTHWC: Tensor, groups: Sequence[tuple[int, int]]) -> Tenso
     return shifted
 
 
-def temporal_conv(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor:
+def temporal_conv(
+    x_NTCHW: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    memory: Memory | None = None,
+) -> Tensor:
     """(N, T, C, H, W) → (N, T, C', H, W): convolution along time, zero padding, stride 1.
 
     ``weight`` has shape (C', C / groups, k) with k odd, so it is a ``conv1d`` weight: (C, 1, 3) is channel-wise,
@@ -139,19 +161,27 @@ def temporal_conv(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None = None, *
     ``conv1d`` on a permuted copy or ``conv3d``.
     """
     channels = x_NTCHW.shape[2]
-    if weight.shape == (channels, 1, 3):
+    if memory is not None and weight.shape[1] == 1 and channels == weight.shape[0]:
+        return _taps(memory.with_past(x_NTCHW, weight.shape[-1] - 1), weight, bias, x_NTCHW.shape[1])
+    if weight.shape == (channels, 1, 3) and memory is None:
         # A bias is there once a network is deployed, and then no gradient goes through it.
         if _takes_kernel(x_NTCHW) and (bias is None or is_plain_inference(x_NTCHW, weight, bias)):
             return kernels.temporal_conv(x_NTCHW, weight, bias, causal=causal)
         if x_NTCHW.is_cuda and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return _sum_of_shifted(x_NTCHW, weight, bias, causal=causal)
-    kernel = weight.shape[-1]
-    x = time_as_height(x_NTCHW)
-    if causal:
-        x = F.pad(x, (0, 0, kernel - 1, 0))
-    padding = (0 if causal else kernel // 2, 0)
+    x = over_past(x_NTCHW, weight.shape[-1], memory) if causal else time_as_height(x_NTCHW)
+    padding = (0 if causal else weight.shape[-1] // 2, 0)
     y = F.conv2d(x, weight.unsqueeze(-1), bias, padding=padding, groups=channels // weight.shape[1])
     return height_as_time(y, x_NTCHW)
+
+
+def over_past(x_NTCHW: Tensor, kernel: int, memory: Memory | None) -> Tensor:
+    """(N, T, C, H, W) → (N, C, T + kernel - 1, H·W): what a causal convolution of images reads, the frames before the
+    first on top."""
+    if memory is not None:
+        return time_as_height(memory.with_past(x_NTCHW, kernel - 1))
+    padded: Tensor = F.pad(time_as_height(x_NTCHW), (0, 0, kernel - 1, 0))
+    return padded
 
 
 def time_as_height(x_NTCHW: Tensor) -> Tensor:
@@ -170,23 +200,30 @@ def _sum_of_shifted(x_NTCHW: Tensor, weight: Tensor, bias: Tensor | None, *, cau
     x = x_NTCHW.permute(0, 1, 3, 4, 2)
     before = kernel - 1 if causal else kernel // 2
     padded = F.pad(x, (0, 0, 0, 0, 0, 0, before, kernel - 1 - before))
-    y = padded[:, :frames] * weight[:, 0, 0]
-    for tap in range(1, kernel):
-        y = y + padded[:, tap : tap + frames] * weight[:, 0, tap]
+    return _taps(padded.permute(0, 1, 4, 2, 3), weight, bias, frames)
+
+
+def _taps(padded_NTCHW: Tensor, weight: Tensor, bias: Tensor | None, frames: int) -> Tensor:
+    """(N, T + k - 1, C, H, W) → (N, T, C, H, W): the sum of the frames under each tap of a channel-wise convolution."""
+    x = padded_NTCHW.permute(0, 1, 3, 4, 2)
+    first, *others = weight[:, 0].t().contiguous()
+    y = x[:, :frames] * first
+    for tap, tap_weight in enumerate(others, start=1):
+        y = torch.addcmul(y, x[:, tap : tap + frames], tap_weight)
     return (y if bias is None else y + bias).permute(0, 1, 4, 2, 3)
 
 
-def motion(x_NTCHW: Tensor, conv: nn.Module, *, causal: bool = False) -> Tensor:
+def motion(x_NTCHW: Tensor, conv: nn.Module, *, causal: bool = False, memory: Memory | None = None) -> Tensor:
     """(N, T, C, H, W) → (N, T, C, H, W): ``H_t = conv(x_{t+1}) - x_t``, and ``H_T = 0``.
 
     ``conv`` maps images (B, C, H, W) to the same shape. The causal form is :func:`motion_difference`'s.
 
     Source: STM (ICCV 2019), equation 2.
     """
-    if _takes_kernel(x_NTCHW) and _is_depthwise_3x3(conv):
+    if memory is None and _takes_kernel(x_NTCHW) and _is_depthwise_3x3(conv):
         return kernels.motion(x_NTCHW, conv.weight, causal=causal)
     convolved = unfold(conv(fold(x_NTCHW)), x_NTCHW.shape[1])
-    return motion_difference(convolved, x_NTCHW, causal=causal)
+    return motion_difference(convolved, x_NTCHW, causal=causal, memory=memory)
 
 
 def _is_depthwise_3x3(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -199,13 +236,17 @@ def _is_depthwise_3x3(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
-def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor, *, causal: bool = False) -> Tensor:
+def motion_difference(
+    features_NTCHW: Tensor, reference_NTCHW: Tensor, *, causal: bool = False, memory: Memory | None = None
+) -> Tensor:
     """Two (N, T, C, H, W) → (N, T, C, H, W): ``H_t = features_{t+1} - reference_t``, and ``H_T = 0``.
 
     In the causal form ``H_t = features_t - reference_{t-1}``, and ``H_1 = 0``.
 
     Source: STM (ICCV 2019), equation 2.
     """
+    if memory is not None:
+        return memory.without_first(features_NTCHW - memory.with_past(reference_NTCHW, 1)[:, :-1])
     if is_plain_inference(features_NTCHW, reference_NTCHW) and features_NTCHW.dtype == reference_NTCHW.dtype:
         moved = torch.empty_like(features_NTCHW)
         seen, unseen = (slice(1, None), 0) if causal else (slice(None, -1), -1)
@@ -219,16 +260,16 @@ def motion_difference(features_NTCHW: Tensor, reference_NTCHW: Tensor, *, causal
     return F.pad(difference, (0, 0, 0, 0, 0, 0, *zero_frames)).permute(0, 1, 4, 2, 3)
 
 
-def running_mean(x_NTCHW: Tensor, window: int) -> Tensor:
+def running_mean(x_NTCHW: Tensor, window: int, *, memory: Memory | None = None) -> Tensor:
     """(N, T, C, H, W) → (N, T, C, H, W): frame t, counted from 1, is the mean of the last min(t, ``window``) frames.
 
     The causal form of a mean over a clip of ``window`` frames; a longer clip means the same as a stream.
     """
-    x = F.pad(time_as_height(x_NTCHW), (0, 0, window - 1, 0))
+    x = over_past(x_NTCHW, window, memory)
     # A pooling sums each window anew, in single precision: a running sum would gather rounding errors in bf16.
     mean = height_as_time(F.avg_pool2d(x, (window, 1), stride=1), x_NTCHW)
-    frames_seen = torch.arange(1, x_NTCHW.shape[1] + 1, device=x.device).clamp(max=window)
-    return mean * (window / frames_seen).to(mean.dtype)[:, None, None, None]
+    numbers = torch.arange(1, x_NTCHW.shape[1] + 1, device=x.device)[None] if memory is None else memory.numbers
+    return mean * (window / numbers.clamp(max=window)).to(mean.dtype)[..., None, None, None]
 
 
 def temporal_pool(x_NTCHW: Tensor, kind: str) -> Tensor:

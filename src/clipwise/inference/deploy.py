@@ -51,7 +51,7 @@ class Deployed(nn.Module):
         self.network = network
         self.dtype = dtype
         self.compiled = compiled
-        self._mean_first = _ends_in_mean(network)
+        self._mean_first = ends_in_mean(network)
         self._run: Callable[[Tensor], Tensor] = self._logits
         if compiled:
             self._run = torch.compile(self._run, dynamic=False, options={"freezing": True})
@@ -104,7 +104,7 @@ class Deployed(nn.Module):
         if not self._mean_first:
             return network(clips).float()  # type: ignore[no-any-return]
         # The last layer is linear, so the mean of what it makes of the frames is what it makes of their mean.
-        logits: Tensor = network.fc(network.forward_features(clips).float().mean(dim=1))
+        logits: Tensor = network.fc(network.last_frames(network.forward_features(clips)).float().mean(dim=1))
         return logits
 
 
@@ -155,7 +155,7 @@ def deploy(
     for module in network.modules():
         if isinstance(module, _NORMS):
             module.float()
-    if _ends_in_mean(network):
+    if ends_in_mean(network):
         network.fc.float()
     if compile and (missing := compiler_missing(device.type)):
         _log.warning("%s. Running without it", missing)
@@ -190,11 +190,13 @@ def _rewritten(model: VideoNetwork, *, for_gpu: bool, with_kernels: bool) -> Vid
     return network
 
 
-def _ends_in_mean(network: VideoNetwork) -> bool:
+def ends_in_mean(network: VideoNetwork) -> bool:
     """Whether the logits are the mean over the time steps of a linear layer of each, as they are unless a family or a
     user has it otherwise."""
     untouched = not any(map(has_hooks, (network, network.dropout, network.fc)))
-    return type(network).forward is VideoNetwork.forward and type(network.fc) is nn.Linear and untouched
+    kind = type(network)
+    usual = kind.forward is VideoNetwork.forward and kind.classify is VideoNetwork.classify
+    return usual and type(network.fc) is nn.Linear and untouched
 
 
 def _fuse(network: ResNet, *, for_gpu: bool, with_kernels: bool) -> None:

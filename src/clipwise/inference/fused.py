@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipwise import kernels, ops
+from clipwise.memory import Memory
 from clipwise.models.resnet import BasicBlock, Block, Bottleneck
-from clipwise.models.temporal.layers import TemporalConv
+from clipwise.models.temporal.layers import Remembering, TemporalConv
 from clipwise.models.temporal.stm import ChannelwiseMotion
 from clipwise.models.temporal.stw import SpatioTemporalWeights
 from clipwise.models.temporal.tam import TemporalAggregation
@@ -81,11 +82,11 @@ class FusedConv(nn.Module):
             y = y + add
         return y.relu() if self.relu else y
 
-    def shifted(self, x: Tensor, shifts: list[tuple[int, int]], frames: int) -> Tensor:
-        """(N·T, C, H, W) → (N·T, C', H', W'), of x shifted in time by :func:`clipwise.ops.shift`'s groups."""
-        if self.kernel:
+    def shifted(self, x: Tensor, shifts: list[tuple[int, int]], frames: int, memory: Memory | None = None) -> Tensor:
+        """(N·T, C, H, W) → (N·T, C', H', W'), of x shifted in time as :func:`clipwise.ops.shift` does."""
+        if self.kernel and memory is None:
             return self._by_kernel(x, None, None, frames, shifts)
-        return self(ops.fold(ops.shift(ops.unfold(x, frames), shifts)))  # type: ignore[no-any-return]
+        return self(ops.fold(ops.shift(ops.unfold(x, frames), shifts, memory=memory)))  # type: ignore[no-any-return]
 
     def _by_kernel(
         self,
@@ -133,7 +134,7 @@ def _takes_onednn(x: Tensor) -> bool:
     )
 
 
-class _Motion(nn.Module):
+class _Motion(Remembering):
     """CMM with its convolutions fused and its BN folded into ``reduce``.
 
     Args:
@@ -158,9 +159,9 @@ class _Motion(nn.Module):
     def difference(self, y: Tensor, frames: int) -> Tensor:
         """Folded y (N·T, C, H, W) → H (N·T, C/16, H, W)."""
         reduced = ops.unfold(self.reduce(y), frames)
-        if self.kernel and isinstance(self.conv, FusedConv):
+        if self.kernel and isinstance(self.conv, FusedConv) and self.memory is None:
             return ops.fold(kernels.motion(reduced, self.conv.weight, causal=self.causal))
-        return ops.fold(ops.motion(reduced, self.conv, causal=self.causal))
+        return ops.fold(ops.motion(reduced, self.conv, causal=self.causal, memory=self.memory))
 
     def forward(self, s: Tensor, y: Tensor, frames: int) -> Tensor:
         """Folded s (N·T, C, H/stride, W/stride), y (N·T, C, H, W) → s + m, which may overwrite s."""
@@ -191,7 +192,7 @@ def _with_zeros(conv: nn.Conv2d, *, inputs: int = 0, outputs: int = 0) -> nn.Con
     return wider
 
 
-class FusedTemporalConv(nn.Module):
+class FusedTemporalConv(Remembering):
     """A convolution over time, then an optional ReLU.
 
     Args:
@@ -205,7 +206,8 @@ class FusedTemporalConv(nn.Module):
         outputs, per_group, taps = conv.weight.shape
         channels = per_group * conv.groups
         self.causal = conv.causal
-        self.kernel = with_kernels and per_group == 1 and outputs == channels
+        self.channelwise = per_group == 1 and outputs == channels
+        self.kernel = with_kernels and self.channelwise
         padding = (0 if conv.causal else taps // 2, 0)
         over_time = nn.Conv2d(channels, outputs, (taps, 1), padding=padding, groups=conv.groups, device="meta")
         over_time.weight = nn.Parameter(conv.weight.unsqueeze(-1), requires_grad=False)
@@ -215,14 +217,12 @@ class FusedTemporalConv(nn.Module):
     def forward(self, x_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C', H, W)."""
         weight, bias, relu = self.conv.weight.squeeze(-1), self.conv.bias, self.conv.relu
-        if self.kernel:
+        if self.kernel and self.memory is None:
             return kernels.temporal_conv(x_NTCHW, weight, bias, causal=self.causal, relu=relu)
-        if not _takes_onednn(x_NTCHW):
-            y = ops.temporal_conv(x_NTCHW, weight, bias, causal=self.causal)
+        if (self.memory is not None and self.channelwise) or not _takes_onednn(x_NTCHW):
+            y = ops.temporal_conv(x_NTCHW, weight, bias, causal=self.causal, memory=self.memory)
             return y.relu() if relu else y
-        x = ops.time_as_height(x_NTCHW)
-        if self.causal:
-            x = F.pad(x, (0, 0, weight.shape[-1] - 1, 0))
+        x = ops.over_past(x_NTCHW, weight.shape[-1], self.memory) if self.causal else ops.time_as_height(x_NTCHW)
         return ops.height_as_time(self.conv(x), x_NTCHW)
 
 
@@ -284,7 +284,7 @@ def _as_convolution(norm: nn.BatchNorm2d) -> nn.Conv2d:
     return conv
 
 
-class _FusedBlock(nn.Module):
+class _FusedBlock(Remembering):
     """What both kinds of residual block share.
 
     Where a BN follows something else than convolutions (STC's gates, STW's sum), on a CPU it becomes a convolution of
@@ -314,11 +314,25 @@ class _FusedBlock(nn.Module):
             assert isinstance(projection, nn.Conv2d)
             self.downsample = FusedConv(projection, with_kernels=with_kernels)
 
-    def _first(self, x: Tensor, frames: int) -> Tensor:
-        """Folded (N·T, C, H, W) → ReLU(BN1(conv1(x))), x through the module that stands before it."""
+        self.moves_first = before is not None
+        self.sees_time = block.sees_time
+
+    def before_time(self, x: Tensor) -> tuple[Tensor, ...]:
+        """As :meth:`clipwise.models.resnet.Block.before_time`."""
+        y = x if self.moves_first else self.conv1(x)
+        if self.downsample is not None:
+            return self.downsample(x), y
+        return (x,) if self.moves_first else (x, y)
+
+    def _branches(self, parts: tuple[Tensor, ...], frames: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`before_time` gave → the shortcut, and y = ReLU(BN1(conv1(x))), x through the module that stands
+        before it."""
+        shortcut, y = parts[0], parts[-1]
         if self.shifts is not None:
-            return self.conv1.shifted(x, self.shifts, frames)
-        return self.conv1(_on_clips(self.before, x, frames))  # type: ignore[no-any-return]
+            y = self.conv1.shifted(y, self.shifts, frames, self.memory)
+        elif self.before is not None:
+            y = self.conv1(_on_clips(self.before, y, frames))
+        return shortcut, y
 
     def _second(self, y: Tensor, frames: int, add: Tensor | None = None) -> Tensor:
         """Folded (N·T, C, H, W) → ReLU(BN2(conv2(y)) + add), (N·T, C, H/stride, W/stride)."""
@@ -348,8 +362,11 @@ class FusedBasicBlock(_FusedBlock):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, width, H/stride, W/stride); x may be overwritten."""
-        y = self._first(x, frames)
-        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.over_time(self.before_time(x), frames)
+
+    def over_time(self, parts: tuple[Tensor, ...], frames: int) -> Tensor:
+        """What :meth:`before_time` gave, which may be overwritten → (N·T, width, H/stride, W/stride)."""
+        shortcut, y = self._branches(parts, frames)
         if self.motion is not None:
             shortcut = self.motion(shortcut, y, frames)
         return _on_clips(self.after, self._second(y, frames, shortcut), frames)
@@ -381,8 +398,11 @@ class FusedBottleneck(_FusedBlock):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, 4·width, H/stride, W/stride); x may be overwritten."""
-        y = self._first(x, frames)
-        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.over_time(self.before_time(x), frames)
+
+    def over_time(self, parts: tuple[Tensor, ...], frames: int) -> Tensor:
+        """What :meth:`before_time` gave, which may be overwritten → (N·T, 4·width, H/stride, W/stride)."""
+        shortcut, y = self._branches(parts, frames)
         s = self._second(y, frames)
         beside = None
         if self.motion is not None and self.wide:

@@ -131,8 +131,8 @@ class MobileNetV2(VideoNetwork):
         self.check_clips(clips)
         x = ops.fold(clips).contiguous(memory_format=torch.channels_last)
         for part in self.features:
-            x = part(x, self.num_frames) if isinstance(part, _InvertedResidual) else part(x)
-        return ops.unfold(self.avgpool(x).flatten(1), self.num_frames)
+            x = part(x, clips.shape[1]) if isinstance(part, _InvertedResidual) else part(x)
+        return ops.unfold(self.avgpool(x).flatten(1), clips.shape[1])
 
     def from_image(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """torchvision's state dict under this network's keys: its head ``classifier.1`` is ``fc``."""
@@ -161,7 +161,9 @@ def tsm_mobilenet_v2(
 ) -> MobileNetV2:
     """MobileNetV2 with temporal shift; ``causal`` as in :func:`~clipwise.models.temporal.tsm.tsm`."""
     shift = partial(TemporalShift, causal=causal)
-    return MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=shift, dropout=dropout, width=width)
+    network = MobileNetV2(num_classes=num_classes, num_frames=num_frames, shift=shift, dropout=dropout, width=width)
+    network.causal = causal
+    return network
 
 
 _ROW = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}

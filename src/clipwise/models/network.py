@@ -38,6 +38,10 @@ class VideoNetwork(nn.Module):
     min_size: ClassVar[int] = 32
     """Pixels of the shortest side that the network can take."""
 
+    causal: bool = False
+    """Whether no frame sees a later one. Such a network takes clips of any length: a longer one means what its stream
+    does, in which the T frames before have a say."""
+
     def __init__(
         self, *, num_classes: int, num_frames: int, dropout: float = 0.5, temporal_pooling: bool = False
     ) -> None:
@@ -67,12 +71,13 @@ class VideoNetwork(nn.Module):
         """Refuse what is no batch of clips for this network.
 
         Raises:
-            ValueError: if the input is not (N, T, 3, H, W), T is not ``num_frames``, or the image is too small.
+            ValueError: if the input is not (N, T, 3, H, W), T is not ``num_frames`` (of a causal network: is 0), or the
+                image is too small.
         """
         if clips.ndim != 5 or clips.shape[2] != 3:
             raise ValueError(f"expected clips of shape (N, T, 3, H, W), got {tuple(clips.shape)}")
         frames, height, width = clips.shape[1], clips.shape[3], clips.shape[4]
-        if frames != self.num_frames:
+        if frames != self.num_frames and not (self.causal and frames):
             raise ValueError(
                 f"this network was made for {self.num_frames} frames a clip, got {frames}: sample "
                 f"{self.num_frames}, or create the model with num_frames={frames}"
@@ -88,9 +93,29 @@ class VideoNetwork(nn.Module):
         raise NotImplementedError
 
     def forward(self, clips: Tensor) -> Tensor:
-        """(N, T, 3, H, W) float → (N, num_classes) logits: the mean over the time steps of ``fc`` of each."""
-        logits: Tensor = self.fc(self.dropout(self.forward_features(clips)))
-        return logits.mean(dim=1)
+        """(N, T, 3, H, W) float → (N, num_classes) logits: the mean over the time steps of ``fc`` of each.
+
+        Of a clip longer than ``num_frames``, which a causal network takes, those of the last ``num_frames``.
+        """
+        return self.classify(self.forward_features(clips))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(N, T', C) of :meth:`forward_features` → (N, num_classes) logits."""
+        logits: Tensor = self.fc(self.dropout(features))
+        return self.last_frames(logits).mean(dim=1)
+
+    def last_frames(self, values: Tensor) -> Tensor:
+        """(N, T', …) → (N, min(T', ``num_frames``), …): those that have a say in a clip's logits."""
+        return values[:, -self.num_frames :] if self.causal else values
+
+    def before_time(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) → tensors (B, …): what each frame gives before it meets another; itself, unless a family says
+        more."""
+        return (images,)
+
+    def over_time(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """What :meth:`before_time` gave, (N, T, …) each → (N, T', C), as :meth:`forward_features` of the clips."""
+        return self.forward_features(parts[0])
 
     def from_image(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """An image network's state dict under this network's keys; where names differ, a family overrides this."""

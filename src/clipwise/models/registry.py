@@ -94,7 +94,7 @@ def _resnet(
     placed = placed_in(stages, placement or usual)
     if nonlocal_blocks:
         temporal, placed = with_nonlocal(temporal, placed, causal=bool(module_options.get("causal")))
-    return ResNet(
+    network = ResNet(
         depth,
         num_classes=num_classes,
         num_frames=num_frames,
@@ -105,6 +105,8 @@ def _resnet(
         caffe_stride=caffe_stride,
         base_width=base_width,
     )
+    network.causal = bool(module_options.get("causal"))
+    return network
 
 
 _MODELS: dict[str, ModelEntry] = {

@@ -19,8 +19,9 @@ N(0, 0.001), bias 0.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,30 @@ class Block(nn.Module):
         """The temporal module at a place of :class:`Slot`, other than conv2."""
         return getattr(self, self._keys[place]) if place in self._keys else None
 
+    @property
+    def sees_time(self) -> bool:
+        """Whether a frame meets others here."""
+        return bool(self._keys) or type(self.conv2) is not nn.Conv2d
+
+    def before_time(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) → the shortcut, and the branch up to where frames meet: conv1's input if that is where, else
+        what it gives. One tensor where the two are the same."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if self.temporal("before") is None:
+            return shortcut, self._first(x)
+        return (x,) if self.downsample is None else (shortcut, x)
+
+    def _first(self, x: Tensor) -> Tensor:
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
+        return y
+
+    def _branches(self, parts: tuple[Tensor, ...], frames: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`before_time` gave → the shortcut, and y = ReLU(BN1(conv1 x))."""
+        shortcut, y = parts[0], parts[-1]
+        if self.temporal("before") is not None:
+            y = self._first(self._apply_at("before", y, frames))
+        return shortcut, y
+
     def _apply_at(self, place: str, x: Tensor, frames: int) -> Tensor:
         module = self.temporal(place)
         return x if module is None else fold(module(unfold(x, frames)))
@@ -161,8 +186,11 @@ class BasicBlock(Block):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, width, H/stride, W/stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.relu(self.bn1(self.conv1(self._apply_at("before", x, frames))))
+        return self.over_time(self.before_time(x), frames)
+
+    def over_time(self, parts: tuple[Tensor, ...], frames: int) -> Tensor:
+        """What :meth:`before_time` gave → (N·T, width, H/stride, W/stride)."""
+        shortcut, y = self._branches(parts, frames)
         s = self.bn2(self._conv2(self._apply_at("inner", y, frames), frames))
         out = self.relu(self._merge(s, y, frames) + shortcut)
         return self._apply_at("after", out, frames)
@@ -192,8 +220,11 @@ class Bottleneck(Block):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Folded (N·T, C, H, W) → (N·T, 4·width, H/stride, W/stride)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.relu(self.bn1(self.conv1(self._apply_at("before", x, frames))))
+        return self.over_time(self.before_time(x), frames)
+
+    def over_time(self, parts: tuple[Tensor, ...], frames: int) -> Tensor:
+        """What :meth:`before_time` gave → (N·T, 4·width, H/stride, W/stride)."""
+        shortcut, y = self._branches(parts, frames)
         s = self.relu(self.bn2(self._conv2(self._apply_at("inner", y, frames), frames)))
         out = self.relu(self.bn3(self.conv3(self._merge(s, y, frames))) + shortcut)
         return self._apply_at("after", out, frames)
@@ -303,13 +334,55 @@ class ResNet(VideoNetwork):
     def forward_features(self, clips: Tensor) -> Tensor:
         """(N, T, 3, H, W) → (N, T', C): each frame's pooled features; T' is T, or T/8 with temporal pooling."""
         self.check_clips(clips)
-        frames = self.num_frames
-        x = fold(clips).contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self._through(self._stem(fold(clips)), self._steps(), clips.shape[1])
+
+    def _stem(self, images: Tensor) -> Tensor:
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images.contiguous(memory_format=torch.channels_last)))))
+        return x
+
+    def _steps(self) -> list[Any]:
+        """The blocks in order, and None where frames are pooled."""
+        steps: list[Any] = []
         for stage in range(1, 5):
-            for block in getattr(self, f"layer{stage}"):
-                x = block(x, frames)
+            steps += getattr(self, f"layer{stage}")
             if self.temporal_pooling is not None and stage < 4:
+                steps.append(None)
+        return steps
+
+    def _through(self, x: Tensor, steps: Sequence[Any], frames: int) -> Tensor:
+        """Folded (N·T, C, H, W) → (N, T', C), through the blocks that are left."""
+        for block in steps:
+            if block is None:
+                assert self.temporal_pooling is not None
                 x = fold(temporal_pool(unfold(x, frames), self.temporal_pooling))
                 frames //= 2
+            else:
+                x = block(x, frames)
         return unfold(self.avgpool(x).flatten(1), frames)
+
+    def _first_over_time(self) -> int:
+        """The number of steps in which no frame meets another."""
+        steps = self._steps()
+        return next((index for index, block in enumerate(steps) if block is None or block.sees_time), len(steps))
+
+    def before_time(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) → tensors (B, …): the frames' feature maps where the first of them meet, or where none ever do
+        (TSN) their pooled features."""
+        steps, first = self._steps(), self._first_over_time()
+        x = self._stem(images)
+        if first == len(steps):
+            return (fold(self._through(x, steps, 1)),)
+        for block in steps[:first]:
+            x = block(x, 1)
+        parts: tuple[Tensor, ...] = (x,) if steps[first] is None else steps[first].before_time(x)
+        return parts
+
+    def over_time(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """What :meth:`before_time` gave, (N, T, …) each → (N, T', C), as :meth:`forward_features` of the clips."""
+        steps, first = self._steps(), self._first_over_time()
+        frames, folded = parts[0].shape[1], tuple(fold(part) for part in parts)
+        if first == len(steps):
+            return parts[0]
+        if steps[first] is None:
+            return self._through(folded[0], steps[first:], frames)
+        return self._through(steps[first].over_time(folded, frames), steps[first + 1 :], frames)

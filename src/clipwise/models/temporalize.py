@@ -71,6 +71,13 @@ _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.SyncBatchNorm, nn.Insta
 _SHORTCUTS = ("downsample", "shortcut", "proj")
 
 
+@dataclass
+class _Length:
+    """Of the clips that go through a network just now; its hooks unfold them by it."""
+
+    frames: int
+
+
 class Temporalized(VideoNetwork):
     """An image network over clips, made by :func:`temporalize`.
 
@@ -91,6 +98,7 @@ class Temporalized(VideoNetwork):
         else:
             self.fc = head
         self._head_name = head_name
+        self._length = _Length(self.num_frames)
         self.placed: tuple[str, ...] = ()
         self.unplaced: tuple[str, ...] = ()
         self.skipless: tuple[str, ...] = ()
@@ -105,8 +113,9 @@ class Temporalized(VideoNetwork):
     def forward_features(self, clips: Tensor) -> Tensor:
         """(N, T, 3, H, W) → (N, T, C): each frame's features, as the image network gives them to its last layer."""
         self.check_clips(clips)
+        self._length.frames = clips.shape[1]
         features: Tensor = self.network(fold(clips).contiguous(memory_format=torch.channels_last))
-        return unfold(features, self.num_frames)
+        return unfold(features, clips.shape[1])
 
     def from_image(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The image network's keys, or those of one of our ResNets, under this network's."""
@@ -212,6 +221,7 @@ def temporalize(
     parameter = next(network.parameters())
     model.fc.to(parameter.device, parameter.dtype)
     image_keys = set(network.state_dict())
+    model.causal = bool(options.get("causal"))
     if entry.slot is not None or nonlocal_blocks:
         _place(model, module, entry, trace, stages, placement, nonlocal_blocks, options)
     model._require_all_but(set(network.state_dict()) - image_keys)
@@ -455,7 +465,7 @@ def _place(
                 f"{module} cannot go into {branch.name} ({type(branch.block).__name__}): {problem}. Take one that can "
                 f"({', '.join(_fitting(branch)) or 'none'}), or leave {branch.spec.stage} out of stages"
             )
-        _fill(model.network, branch, slot)
+        _fill(model.network, branch, slot, model._length)
         has_it = slot != Slot() and (position in wanted or entry.slot is None)
         (placed if has_it else unplaced).append(branch.name)
     model.placed, model.unplaced, model.skipless = tuple(placed), tuple(unplaced), tuple(skipless)
@@ -523,19 +533,22 @@ class _Hooks:
     A class, and no closures, so that copies and pickles of the network take the module along.
     """
 
-    def __init__(self, module: nn.Module, frames: int) -> None:
-        self.module, self.frames = module, frames
+    def __init__(self, module: nn.Module, length: _Length) -> None:
+        self.module, self.length = module, length
+
+    def unfold(self, x: Tensor) -> Tensor:
+        return unfold(x, self.length.frames)
 
     def before(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (fold(self.module(unfold(inputs[0], self.frames))),)
+        return (fold(self.module(self.unfold(inputs[0]))),)
 
     def after(self, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
-        return fold(self.module(unfold(output, self.frames)))
+        return fold(self.module(self.unfold(output)))
 
     # For the module itself, where a convolution of images stood.
 
     def unfolded(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (unfold(inputs[0], self.frames),)
+        return (self.unfold(inputs[0]),)
 
     def folded(self, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
         return fold(output)
@@ -547,8 +560,8 @@ class _Joined(_Hooks):
     Each thread has a y of its own, for threads may share a network; while it is compiled there is one.
     """
 
-    def __init__(self, module: nn.Module, frames: int) -> None:
-        super().__init__(module, frames)
+    def __init__(self, module: nn.Module, length: _Length) -> None:
+        super().__init__(module, length)
         self.y: dict[int, Tensor] = {}
 
     def _thread(self) -> int:
@@ -559,7 +572,7 @@ class _Joined(_Hooks):
 
     def _join(self, s: Tensor) -> Tensor:
         y = self.y.pop(self._thread())
-        return fold(self.module(unfold(s, self.frames), unfold(y, self.frames)))
+        return fold(self.module(self.unfold(s), self.unfold(y)))
 
     def at_input(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (self._join(inputs[0]),)
@@ -568,9 +581,9 @@ class _Joined(_Hooks):
         return self._join(output)
 
 
-def _fill(network: nn.Module, branch: _Branch, slot: Slot) -> None:
+def _fill(network: nn.Module, branch: _Branch, slot: Slot, length: _Length) -> None:
     """Put a slot's modules into a block."""
-    frames, like = branch.spec.num_frames, branch.first.weight
+    like = branch.first.weight
     assert isinstance(like, Tensor)
     for part in (slot.before, slot.inner, slot.conv2, slot.merge, slot.after):
         if part is None:
@@ -585,23 +598,23 @@ def _fill(network: nn.Module, branch: _Branch, slot: Slot) -> None:
         _put(network, branch.spatial_name, slot.conv2)
         spatial = slot.conv2
     if slot.before is not None:
-        branch.first.register_forward_pre_hook(_Hooks(slot.before, frames).before)
+        branch.first.register_forward_pre_hook(_Hooks(slot.before, length).before)
     if slot.merge is not None and spatial is not None and branch.following is not None:
         # Before `inner`: as in our ResNets, y is what conv1-BN-ReLU gives.
-        joined = _Joined(slot.merge, frames)
+        joined = _Joined(slot.merge, length)
         spatial.register_forward_pre_hook(joined.keep)
         if isinstance(branch.following, nn.Conv2d):
             branch.following.register_forward_pre_hook(joined.at_input)
         else:
             branch.following.register_forward_hook(joined.at_output)
     if slot.inner is not None and spatial is not None:
-        spatial.register_forward_pre_hook(_Hooks(slot.inner, frames).before)
+        spatial.register_forward_pre_hook(_Hooks(slot.inner, length).before)
     if slot.conv2 is not None:
-        in_place = _Hooks(slot.conv2, frames)
+        in_place = _Hooks(slot.conv2, length)
         slot.conv2.register_forward_pre_hook(in_place.unfolded)
         slot.conv2.register_forward_hook(in_place.folded)
     if slot.after is not None:
-        branch.block.register_forward_hook(_Hooks(slot.after, frames).after)
+        branch.block.register_forward_hook(_Hooks(slot.after, length).after)
 
 
 def _take_over(module: Any, conv: nn.Conv2d) -> None:

@@ -113,15 +113,12 @@ class TRN(ResNet):
         # The start of T-1 layers of 256 inputs each, not of one with all of them.
         nn.init.uniform_(self.fc.weight, -(_FEATURES**-0.5), _FEATURES**-0.5)
 
-    def forward_features(self, clips: Tensor) -> Tensor:
-        """(N, T, 3, H, W) → (N, 1, 256·(T-1)): the relations of T frames first, those of two last."""
-        features = self.reduce(self.dropout(super().forward_features(clips))).relu()
-        return torch.cat([relations(features) for relations in self.relations], dim=1).unsqueeze(1)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """(N, T, 3, H, W) float → (N, num_classes) logits. The dropout stands before ``reduce``, not before ``fc``."""
-        logits: Tensor = self.fc(self.forward_features(clips))
-        return logits.squeeze(1)
+    def classify(self, features: Tensor) -> Tensor:
+        """(N, T, 2048) → (N, num_classes) logits. The dropout stands before ``reduce``, not before ``fc``, which takes
+        the relations of T frames first, those of two last."""
+        features = self.reduce(self.dropout(features)).relu()
+        logits: Tensor = self.fc(torch.cat([relations(features) for relations in self.relations], dim=1))
+        return logits
 
 
 def trn_resnet50(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from clipwise import ops
+from clipwise.memory import Memory
 
-__all__ = ["TemporalConv", "shift_groups"]
+__all__ = ["Remembering", "TemporalConv", "shift_groups"]
 
 
 def shift_groups(channels: int, fold: int, *, causal: bool = False) -> list[tuple[int, int]]:
@@ -16,7 +17,14 @@ def shift_groups(channels: int, fold: int, *, causal: bool = False) -> list[tupl
     return [(fold, -2 if causal else +1), (fold, -1), (channels - 2 * fold, 0)]
 
 
-class TemporalConv(nn.Module):
+class Remembering(nn.Module):
+    """A module whose causal form reads earlier frames."""
+
+    memory: Memory | None = None
+    """Where a stream finds them; None in a clip, before which there are zeros."""
+
+
+class TemporalConv(Remembering):
     """Convolution over time alone, kernel 3, zero padding, no bias while it trains.
 
     ``weight`` has conv1d's shape (out, in / groups, 3), its taps in the order previous, current, next.
@@ -54,7 +62,7 @@ class TemporalConv(nn.Module):
 
     def forward(self, x_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C', H, W)."""
-        return ops.temporal_conv(x_NTCHW, self.weight, self.bias, causal=self.causal)
+        return ops.temporal_conv(x_NTCHW, self.weight, self.bias, causal=self.causal, memory=self.memory)
 
     def extra_repr(self) -> str:
         out_channels, per_group, kernel = self.weight.shape

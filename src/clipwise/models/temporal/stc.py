@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from clipwise import ops
 from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot
-from clipwise.models.temporal.layers import TemporalConv, shift_groups
+from clipwise.models.temporal.layers import Remembering, TemporalConv, shift_groups
 
 __all__ = ["MODULES", "SpatialTemporalChannels", "stc"]
 
 
-class _TemporalGate(nn.Module):
+class _TemporalGate(Remembering):
     """TR: a weight in (0, 1) for each frame and channel."""
 
     def __init__(self, channels: int, reduced: int | None, *, causal: bool) -> None:
@@ -50,12 +50,14 @@ class _TemporalGate(nn.Module):
         pooled = y_NTCHW.mean(dim=(3, 4)).transpose(1, 2)
         if self.reduce is not None:
             pooled = torch.relu(self.reduce(pooled))
-        if self.causal:
+        if self.memory is not None:
+            pooled = self.memory.with_past(pooled.transpose(1, 2), 2).transpose(1, 2)
+        elif self.causal:
             pooled = F.pad(pooled, (2, 0))
         return torch.sigmoid(self.conv(pooled)).transpose(1, 2)[..., None, None]
 
 
-class _SpatialGate(nn.Module):
+class _SpatialGate(Remembering):
     """SR: a weight in (0, 1) for each position and channel; in the causal form for each frame too."""
 
     def __init__(self, channels: int, reduced: int | None, window: int | None) -> None:
@@ -69,14 +71,14 @@ class _SpatialGate(nn.Module):
         if self.window is None:
             context = y_NTCHW.mean(dim=1, keepdim=True)
         else:
-            context = ops.running_mean(y_NTCHW, self.window)
+            context = ops.running_mean(y_NTCHW, self.window, memory=self.memory)
         pooled = ops.fold(context)
         if self.reduce is not None:
             pooled = torch.relu(self.reduce(pooled))
         return ops.unfold(torch.sigmoid(self.conv(pooled)), context.shape[1])
 
 
-class SpatialTemporalChannels(nn.Module):
+class SpatialTemporalChannels(Remembering):
     """The STC operation that stands in for a block's 3×3 convolution.
 
     Args:
@@ -131,7 +133,7 @@ class SpatialTemporalChannels(nn.Module):
         first, second = y_NTCHW.split(self.sizes, dim=2)
         parts = []
         if self.spatial is not None:
-            z = ops.unfold(self.spatial(ops.fold(ops.shift(first, self.groups))), frames)
+            z = ops.unfold(self.spatial(ops.fold(ops.shift(first, self.groups, memory=self.memory))), frames)
             parts.append(ops.fold(z if self.temporal_gate is None else z * self.temporal_gate(z)))
         if self.temporal is not None:
             z = self.temporal(second[..., :: self.stride, :: self.stride])

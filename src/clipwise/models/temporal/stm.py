@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from clipwise import ops
 from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
-from clipwise.models.temporal.layers import TemporalConv
+from clipwise.models.temporal.layers import Remembering, TemporalConv
 
 __all__ = ["MODULES", "ChannelwiseMotion", "ChannelwiseSpatial", "ChannelwiseTemporal", "stm"]
 
@@ -90,7 +90,7 @@ class ChannelwiseSpatial(nn.Module):
         return {}
 
 
-class ChannelwiseMotion(TemporalModule):
+class ChannelwiseMotion(Remembering, TemporalModule):
     """CMM: differences of neighbouring frames' features, joined to conv2's normalised output.
 
     Args:
@@ -132,7 +132,7 @@ class ChannelwiseMotion(TemporalModule):
         """s (N, T, C, H/stride, W/stride) and y (N, T, C, H, W) → s + m, or fuse(s | m), shaped as s."""
         frames = y_NTCHW.shape[1]
         reduced = ops.unfold(self.bn(self.reduce(ops.fold(y_NTCHW))), frames)
-        motion = ops.motion(reduced, self.conv, causal=self.causal)
+        motion = ops.motion(reduced, self.conv, causal=self.causal, memory=self.memory)
         m = self.pool(self.restore(ops.fold(motion)))
         if self.fuse is None:
             return s_NTCHW + ops.unfold(m, frames)

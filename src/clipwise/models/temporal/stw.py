@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from clipwise import ops
 from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot
-from clipwise.models.temporal.layers import TemporalConv
+from clipwise.models.temporal.layers import Remembering, TemporalConv
 
 __all__ = ["MODULES", "SpatioTemporalWeights", "stw"]
 
@@ -43,7 +43,7 @@ _SHARES = {"1:2:1": (1, 2, 1), "1:6:1": (1, 6, 1), "1:14:1": (1, 14, 1)}
 _MODULES = ("parallel", "stfm", "twm", "stfm_twm", "twm_stfm")
 
 
-class SpatioTemporalWeights(nn.Conv2d):
+class SpatioTemporalWeights(Remembering, nn.Conv2d):
     """STFM and TWM in place of a block's 3×3 convolution.
 
     Args:
@@ -72,8 +72,10 @@ class SpatioTemporalWeights(nn.Conv2d):
     def _fuse(self, features_NTCHW: Tensor) -> Tensor:
         """STFM's step in time, after its convolution: (N, T, C, H, W) → (N, T, C, H, W)."""
         if self.groups_in_time is not None:
-            return ops.shift(features_NTCHW, self.groups_in_time)
-        before, now, after = (ops.shift(features_NTCHW, [(self.out_channels, offset)]) for offset in self.offsets)
+            return ops.shift(features_NTCHW, self.groups_in_time, memory=self.memory)
+        before, now, after = (
+            ops.shift(features_NTCHW, [(self.out_channels, offset)], memory=self.memory) for offset in self.offsets
+        )
         mean: Tensor = (before + now + after) / 3
         return mean
 

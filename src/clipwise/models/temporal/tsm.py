@@ -20,12 +20,12 @@ from torch import Tensor
 from clipwise import ops
 from clipwise.models.network import ModuleEntry
 from clipwise.models.resnet import BlockSpec, Slot, TemporalModule
-from clipwise.models.temporal.layers import shift_groups
+from clipwise.models.temporal.layers import Remembering, shift_groups
 
 __all__ = ["MODULES", "TemporalShift", "tsm"]
 
 
-class TemporalShift(TemporalModule):
+class TemporalShift(Remembering, TemporalModule):
     """Shift one part in ``divisor`` of the channels each way."""
 
     key = "tsm"
@@ -36,7 +36,7 @@ class TemporalShift(TemporalModule):
 
     def forward(self, x_NTCHW: Tensor) -> Tensor:
         """(N, T, C, H, W) → (N, T, C, H, W)."""
-        return ops.shift(x_NTCHW, self.groups)
+        return ops.shift(x_NTCHW, self.groups, memory=self.memory)
 
 
 def tsm(block: BlockSpec, *, causal: bool = False) -> Slot:
