@@ -126,7 +126,7 @@ def check_writable(output: Path) -> None:
         with tempfile.TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise ValueError(f"{output}: cannot be written ({error.strerror}); give another --output") from error
+        raise ValueError(f"{output}: cannot be written ({error.strerror}); give another name") from error
 
 
 def name_for_result(target: Path, record: dict[str, Any], condition: Callable[[dict[str, Any]], Any]) -> Path:

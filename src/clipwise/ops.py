@@ -210,7 +210,8 @@ def _taps(padded_NTCHW: Tensor, weight: Tensor, bias: Tensor | None, frames: int
     y = x[:, :frames] * first
     for tap, tap_weight in enumerate(others, start=1):
         y = torch.addcmul(y, x[:, tap : tap + frames], tap_weight)
-    return (y if bias is None else y + bias).permute(0, 1, 4, 2, 3)
+    taken: Tensor = y if bias is None else y + bias
+    return taken.permute(0, 1, 4, 2, 3)
 
 
 def motion(x_NTCHW: Tensor, conv: nn.Module, *, causal: bool = False, memory: Memory | None = None) -> Tensor:

@@ -1,5 +1,5 @@
 """Pictures of results: confusion matrix, accuracy within pairs of classes or by the order of frames, a study's runs,
-throughput against MACs, strips of frames.
+throughput against MACs, accuracy by how much of a video has passed, strips of frames.
 
 Drawn without a display and without pyplot's global state, so they may be drawn in any thread. Colours are
 told apart by the colour-blind. The file's ending gives the format: .png, .svg, .pdf.
@@ -373,6 +373,67 @@ def throughput_macs(
     _name_points(axes, [(gmacs, speed, _shortened(name, 30)) for name, gmacs, speed in points])
     _title(figure, title)
     _legend(figure, 0.1 / width, 1 - 0.45 / height, columns=len(forms))
+    _save(figure, path)
+
+
+def earliness_curves(
+    path: str | os.PathLike[str],
+    shares: Sequence[float],
+    results: Mapping[str, Mapping[str, ArrayLike]],
+    title: str,
+    axis: str,
+) -> None:
+    """Draw accuracies in percent against how much of the videos has passed: a colour for each network, a line style for
+    each way of answering.
+
+    `shares` are S percentages; `results` maps a network's name and then a way's to (R, S) accuracies of R trainings,
+    whose mean is drawn and, of several, the sample deviation as a shade. `axis` says what the accuracies are.
+
+    Raises ValueError for no network, more than six, a network with more than three ways, or accuracies that are not
+    (R, S) in 0 to 100.
+    """
+    if not 1 <= len(results) <= len(_COLOURS):
+        raise ValueError(f"1 to {len(_COLOURS)} networks can be drawn; got {len(results)}")
+    from matplotlib.lines import Line2D
+
+    styles = ("-", (0, (5, 2)), (0, (1, 1.5)))
+    width, height = 8.0, 4.75 + 0.23 * sum(map(len, results.values()))
+    below = 0.6 + 0.23 * sum(map(len, results.values()))
+    figure = _figure(width, height)
+    axes = figure.add_axes((0.85 / width, below / height, (width - 1.25) / width, (height - below - 0.6) / height))
+    lines: list[tuple[Line2D, str]] = []
+    for colour, (network, by_way) in zip(_COLOURS, results.items(), strict=False):
+        if len(by_way) > len(styles):
+            raise ValueError(f"{network}: up to {len(styles)} ways of answering can be drawn; got {list(by_way)}")
+        for style, (way, accuracies) in zip(styles, by_way.items(), strict=False):
+            values = np.asarray(accuracies, dtype=np.float64)
+            if values.ndim != 2 or values.shape[1] != len(shares) or not ((values >= 0) & (values <= 100)).all():
+                raise ValueError(
+                    f"{network}, {way}: (trainings, {len(shares)}) accuracies in 0 to 100 are drawn; got {values}"
+                )
+            mean = values.mean(axis=0)
+            (line,) = axes.plot(shares, mean, color=colour, linestyle=style, linewidth=1.8, marker="o", markersize=3.5)
+            lines.append((line, f"{_shortened(network, 44)}: {way}"))
+            if len(values) > 1:
+                spread = values.std(axis=0, ddof=1)
+                axes.fill_between(shares, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+    axes.set_ylim(0, 100)
+    axes.set_xlim(0, 103)
+    axes.set_xticks(list(shares))
+    axes.set_yticks(range(0, 101, 20))
+    axes.grid(True, color="#E6E6E6")
+    axes.set_axisbelow(True)
+    axes.set_ylabel(axis, fontsize=9, color=_QUIET)
+    _plain(axes, "of each video seen, %")
+    figure.legend(
+        *zip(*lines, strict=True),
+        loc="lower left",
+        bbox_to_anchor=(0.7 / width, 0.05 / height),
+        frameon=False,
+        fontsize=9,
+        handlelength=3.2,
+    )
+    _title(figure, title)
     _save(figure, path)
 
 

@@ -1,6 +1,7 @@
 """``clipwise analyze``: what results and networks tell about space and time."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,10 +10,12 @@ import typer
 from clipwise.cli.app import app, counted, counting, say, table_of_figures
 
 if TYPE_CHECKING:
+    from clipwise.data.failures import Failure
     from clipwise.evaluation.contribution import Contribution, Contributions
+    from clipwise.evaluation.online import OnlineEvaluation
     from clipwise.evaluation.order_probe import NetworkProbe, OrderProbe
 
-__all__ = ["analyze", "contribution", "order"]
+__all__ = ["analyze", "contribution", "online", "order"]
 
 analyze = typer.Typer(help="What results and networks tell about space and time.", no_args_is_help=True)
 app.add_typer(analyze, name="analyze")
@@ -196,12 +199,7 @@ def order(
         _print_probe(probe)
     if output is not None or plot is not None:
         say(f"written: {', '.join(str(path) for path in (output, plot) if path is not None)}")
-    if probe.unreadable:
-        say(f"{counted(len(probe.unreadable), 'video')} could not be read; the figures are those of the rest:")
-        for failure in probe.unreadable[:5]:
-            say(f"  {failure}")
-        if on_error == "report":
-            raise typer.Exit(1)
+    _name_unreadable(probe.unreadable, on_error)
 
 
 def _print_probe(probe: "OrderProbe") -> None:
@@ -273,6 +271,153 @@ def _draw(path: Path, probe: "OrderProbe") -> None:
         order_accuracy(path, [*shown, "mean of all classes"], results, "Accuracy with a clip's frames in another order")
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error}); give another --plot") from error
+
+
+@analyze.command()
+def online(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder of `clipwise train` or `clipwise models import`, or a weight file in one; several are "
+            "compared, causal or not, and means given of those that differ in their weights alone.",
+        ),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled videos: folder, manifest or pack; the run's validation videos if left out."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of the data.")] = None,
+    weights: Annotated[Literal["best", "last"], typer.Option(help="Which of a folder's weights.")] = "best",
+    multiple: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Look at K times as many frames as the network takes, spread evenly over the video; 1 if none of "
+            "--multiple, --stride and --rate is given.",
+        ),
+    ] = None,
+    stride: Annotated[int | None, typer.Option(min=1, metavar="N", help="Look at every Nth frame.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="PER_SECOND", help="Look at so many frames a second of the video.")
+    ] = None,
+    videos: Annotated[int | None, typer.Option(min=1, help="Take so many, drawn by the seed; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the videos taken.")] = 0,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="In which the layers compute.")] = "fp32",
+    plot: Annotated[Path | None, typer.Option(help="A picture of the earliness: .png, .svg or .pdf.")] = None,
+    output: _Output = None,
+    on_error: Annotated[
+        Literal["raise", "skip", "report"],
+        typer.Option(help="At a video that cannot be read: stop, leave it out, or leave it out and end with status 1."),
+    ] = "report",
+    as_json: _Json = False,
+) -> None:
+    """Test networks frame by frame: sliding window or causal, beside the offline network on the same videos.
+
+    Each video is followed as if it came from a camera. Accuracy is that of the mean of all answers and of the last one;
+    beside it the time from a frame to its answer, and how accuracy grows with the share of the video that has passed.
+
+    Example: `clipwise analyze online runs/stm runs/stm_causal --data videos/ --split val --plot earliness.png`
+    """
+    from clipwise.evaluation.online import Looks, evaluate_online
+    from clipwise.files import write_json
+
+    if multiple is None and stride is None and rate is None:
+        multiple = 1
+    looks = Looks(multiple=multiple, stride=stride, rate=rate)
+    if output is not None:
+        _may_write(output, ".json")
+    if plot is not None:
+        _may_write(plot, ".png", ".svg", ".pdf")
+    with counting("videos") as progress:
+        found = evaluate_online(
+            checkpoints,
+            data,
+            looks=looks,
+            split=split,
+            which=weights,
+            videos=videos,
+            seed=seed,
+            precision=precision,
+            on_error=on_error,
+            progress=progress,
+        )
+    if output is not None:
+        write_json(output, found.record)
+    if plot is not None:
+        _draw_earliness(plot, found)
+    if as_json:
+        typer.echo(json.dumps(found.record, ensure_ascii=False))
+    else:
+        _print_online(found)
+    if output is not None or plot is not None:
+        say(f"written: {', '.join(str(path) for path in (output, plot) if path is not None)}")
+    _name_unreadable(found.unreadable, on_error)
+
+
+def _print_online(found: "OnlineEvaluation") -> None:
+    from rich.console import Console
+    from rich.table import Column
+
+    from clipwise.evaluation.online import milliseconds
+
+    def column(name: str) -> Column:
+        return Column(name, justify="right", no_wrap=True)
+
+    out = Console(highlight=False, markup=False)
+    table = table_of_figures(
+        Column("network", overflow="fold"),
+        Column("answers", no_wrap=True),
+        *map(column, ("top-1", "mean class", "ms a frame", "p95")),
+    )
+    for network in found.networks:
+        for answers in network.answers:
+            times = milliseconds(network.latency[answers.way])
+            table.add_row(
+                network.name if answers is network.answers[0] else "",
+                answers.name,
+                f"{answers.whole.top1:.1f}",
+                f"{answers.whole.mean_class_accuracy:.1f}",
+                f"{times['median']:.1f} ({times['q1']:.1f}–{times['q3']:.1f})",
+                f"{times['p95']:.1f}",
+            )
+    for group in (group for group in found.groups if len(group.members) > 1):
+        table.add_section()
+        for place, (name, figures) in enumerate(group.to_dict()["answers"].items()):
+            means = (figures[figure] for figure in ("top1", "mean_class_accuracy"))
+            table.add_row(
+                f"{group.name}, {len(group.members)} trainings" if place == 0 else "",
+                name,
+                *(f"{one['mean']:.1f} ± {one['deviation']:.1f}" for one in means),
+            )
+    out.print(table)
+    record = found.record
+    out.print(
+        f"{counted(record['data']['videos'], 'video')}; {record['device']}, {counted(record['threads'], 'thread')}; "
+        "ms: median and quartiles from a decoded frame to its answer"
+    )
+
+
+def _draw_earliness(path: Path, found: "OnlineEvaluation") -> None:
+    from clipwise.analysis.plots import earliness_curves
+    from clipwise.evaluation.online import SHARES
+
+    results = {group.name: group.curves("mean_class_accuracy") for group in found.groups}
+    try:
+        earliness_curves(path, SHARES, results, "How early a network is right", "mean-class accuracy, %")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); give another --plot") from error
+
+
+def _name_unreadable(unreadable: "Sequence[Failure]", on_error: str) -> None:
+    if not unreadable:
+        return
+    say(f"{counted(len(unreadable), 'video')} could not be read; the figures are those of the rest:")
+    for failure in unreadable[:5]:
+        say(f"  {failure}")
+    if on_error == "report":
+        raise typer.Exit(1)
 
 
 def _may_write(path: Path, *suffixes: str) -> None:

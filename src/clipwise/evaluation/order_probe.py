@@ -33,7 +33,7 @@ from clipwise.data.transforms import Normalise
 from clipwise.evaluation.ensemble import require_same_videos
 from clipwise.evaluation.metrics import VideoMetrics, video_metrics
 from clipwise.evaluation.protocols import class_scores, network_outputs, score_views, segments_of
-from clipwise.evaluation.run import videos_to_score
+from clipwise.evaluation.run import checkpoint_names, drawn_videos, videos_to_score
 from clipwise.files import file_sha256, portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run
@@ -332,7 +332,7 @@ def probe_order(
     records: list[dict[str, Any]] = []
     failures: dict[object, Failure] = {}
     first: Manifest | None = None
-    names = _names(checkpoints)
+    names = checkpoint_names(checkpoints)
     for place, checkpoint in enumerate(checkpoints):
         trained = read_checkpoint(checkpoint, which=which)
         weights_sha256 = file_sha256(trained.weights)
@@ -345,10 +345,8 @@ def probe_order(
         folder = trained.weights.parent
         run = RunAccount.read(folder) if is_run(folder) else None
         manifest, used = videos_to_score(trained, run, data, split)
-        if videos is not None and videos < len(manifest):
-            drawn = set(np.random.default_rng(seed).permutation(len(manifest))[:videos].tolist())
-            manifest = manifest.with_splits(["probe" if row in drawn else "" for row in range(len(manifest))])
-            manifest = manifest.select("probe")
+        if videos is not None:
+            manifest = drawn_videos(manifest, videos, seed)
         manifest.check_files()
         if first is None:
             first = manifest
@@ -450,19 +448,6 @@ def largest_change(ordered: Tensor, *others: Tensor) -> float:
     scale = float(ordered.std()) if ordered.numel() > 1 else 0.0
     change = max(float((other - ordered).abs().max()) for other in others)
     return change / scale if scale else change
-
-
-def _names(checkpoints: Sequence[str | Path]) -> list[str]:
-    """The folders' names; where two are equal, the paths."""
-    if not checkpoints:
-        raise ValueError("give a checkpoint, or several")
-    paths = [Path(checkpoint) for checkpoint in checkpoints]
-    names = [(path if path.is_dir() else path.parent).resolve().name for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"each checkpoint is to be given once, got {', '.join(map(str, paths))}")
-    return [str(path) for path in paths]
 
 
 def _only(probe: NetworkProbe, chosen: NDArray[np.bool_]) -> NetworkProbe:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from clipwise.checkpoint import Checkpoint, command_line, device_name, read_checkpoint, versions
@@ -19,7 +20,7 @@ from clipwise.files import file_sha256, portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run, video
 
-__all__ = ["EvaluationResult", "evaluate", "videos_to_score"]
+__all__ = ["EvaluationResult", "checkpoint_names", "drawn_videos", "evaluate", "videos_to_score"]
 
 
 @dataclass(frozen=True)
@@ -164,3 +165,27 @@ def videos_to_score(
         )
     marks = [usual if video(item) in run.validation_videos else "train" for item in manifest]
     return manifest.with_splits(marks).select(usual), usual
+
+
+def drawn_videos(manifest: Manifest, number: int, seed: int) -> Manifest:
+    """At most so many of a manifest's videos, drawn by the seed, in the manifest's order."""
+    if number >= len(manifest):
+        return manifest
+    drawn = set(np.random.default_rng(seed).permutation(len(manifest))[:number].tolist())
+    return manifest.with_splits(["drawn" if row in drawn else "" for row in range(len(manifest))]).select("drawn")
+
+
+def checkpoint_names(checkpoints: Sequence[str | Path]) -> list[str]:
+    """The folders' names; where two are equal, the paths.
+
+    Raises ValueError for no checkpoint, or one that is given twice.
+    """
+    if not checkpoints:
+        raise ValueError("give a checkpoint, or several")
+    paths = [Path(checkpoint) for checkpoint in checkpoints]
+    names = [(path if path.is_dir() else path.parent).resolve().name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"each checkpoint is to be given once, got {', '.join(map(str, paths))}")
+    return [str(path) for path in paths]
