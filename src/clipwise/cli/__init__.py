@@ -15,6 +15,7 @@ __all__ = ["application", "main"]
 _VERBS = {
     "analyze": ("analyze",),
     "benchmark": ("benchmark",),
+    "calibrate": ("calibrate",),
     "data": ("data", "data_prepare", "data_tools"),
     "demo": ("demo",),
     "evaluate": ("evaluate",),
@@ -23,6 +24,7 @@ _VERBS = {
     "protocols": ("protocols",),
     "recipes": ("recipes",),
     "reproduce": ("reproduce",),
+    "stream": ("stream",),
     "train": ("train",),
 }
 
