@@ -555,6 +555,96 @@ def cold_start(results: Results) -> Iterator[str]:
     yield commands(*(own_command(name, record) for name, record in results.items()))
 
 
+def streams(results: Results) -> Iterator[str]:
+    yield "## A stream, frame by frame"
+    for record in results.values():
+        yield prose(
+            f"{machine(record)}, {count(record['threads'], 'thread')}; everything deployed, frames on the device. The"
+            " image network is TSN with one frame; a causal network keeps a state; sliding computes a window of"
+            f" {record['num_frames']} frames for each new one. Goal: {record['goal']}. Milliseconds a frame, median"
+            " (quartiles) of alternating turns.",
+        )
+        settings = dict.fromkeys((row["backbone"], row["size"], row["dtype"]) for row in record["time"])
+        rows = {(row["network"], row["backbone"], row["size"], row["dtype"]): row for row in record["time"]}
+        names = list(dict.fromkeys(row["network"] for row in record["time"]))
+        yield table(
+            ["", *(f"{backbone}, {size}², {dtype}" for backbone, size, dtype in settings)],
+            [[name, *(frame_time(rows[name, *setting]) for setting in settings)] for name in names],
+        )
+        yield prose("GMACs of convolutions a frame, ResNet-50 at 224²; a clip without a stream needs the last column.")
+        yield table(
+            ["network", "a frame", "a clip of 8"],
+            [[row["network"], f"{row['gmacs_a_frame']:.3f}", f"{row['of_a_clip']:.2f}"] for row in record["macs"]],
+        )
+        if memory := record["memory"]:
+            yield prose(
+                f"`clipwise stream` over {memory['frames']:,} raw pictures, a process of its own: resident memory grows"
+                f" by {memory['megabytes_per_10000_frames']:.2f} MB in 10,000 frames.",
+            )
+    yield commands(*(own_command(name, record) for name, record in results.items()))
+
+
+def frame_time(row: Record) -> str:
+    spread = row["milliseconds"]
+    return f"{spread['median']:.2f} ({spread['q1']:.2f}–{spread['q3']:.2f}), {row['frames_per_second']:.0f}/s"
+
+
+def online(results: Results, folder: Path, page: Path) -> Iterator[str]:
+    yield "## Offline and online on the same videos"
+    for name, record in results.items():
+        clips = record["clips"]
+        yield prose(
+            f"`{clips['data']['source']}`, {clips['data']['videos']} clips of the split {clips['data']['split']}:"
+            " mean-class accuracy of a video, mean over the seeds, from the offline network to its online answers.",
+        )
+        yield table(
+            ["network", "answer", "offline", "online", "points"],
+            [
+                [
+                    row["network"],
+                    row["answers"],
+                    *(f"{row['mean_class_accuracy'][what]:.1f}" for what in ("offline", "online")),
+                    f"{row['mean_class_accuracy']['points']:+.1f}",
+                ]
+                for row in record["offline_to_online"]
+            ],
+        )
+        yield "\n".join(
+            f"- {goal}: {'met' if verdict['met'] else '**not met**'}, {verdict['points']:.1f}"
+            for goal, verdict in record["goals"].items()
+        )
+        picture = os.path.relpath(folder / f"{name}.png", page.parent)
+        yield f"![accuracy against the share of the video that was seen]({picture})"
+        held = record["recordings"]
+        yield prose(
+            f"Events in {count(len(held['joined']), 'long recording')}, found where their start lies within"
+            f" {held['within_seconds']:g} s of the true one; {held['parameters']}. As found: where the smoothed score"
+            " reached the threshold; dated back: less the class's usual delay in the other recordings.",
+        )
+        yield table(
+            ["network", "starts", "precision", "recall", "start error, s", "told after, s"],
+            [
+                [
+                    group["name"],
+                    dating.replace("_", " "),
+                    *(with_deviation(group[dating][figure], ".1f") for figure in ("precision", "recall")),
+                    with_deviation(group[dating]["median_start_error_s"], ".2f"),
+                    with_deviation(group[dating]["median_seconds_until_told"], ".2f"),
+                ]
+                for group in held["groups"]
+                for dating in (key for key in group if isinstance(group[key], dict) and "f1" in group[key])
+            ],
+        )
+    yield commands(*(own_command(name, record) for name, record in results.items()))
+
+
+def with_deviation(figure: Record | None, form: str) -> str:
+    if figure is None:
+        return "–"
+    deviation = "" if figure["deviation"] is None else f" ± {figure['deviation']:{form}}"
+    return f"{figure['mean']:{form}}{deviation}"
+
+
 def others(results: Results) -> Iterator[str]:
     yield "## Other files"
     yield "\n".join(f"- `{name}.json`: `{own_command(name, record)}`" for name, record in results.items())
@@ -577,6 +667,8 @@ def make(folder: Path, page: Path) -> str:
         "reader_": reading,
         "loader_": other_readers,
         "cold_start_": cold_start,
+        "stream_": streams,
+        "online_": lambda results: online(results, folder, page),
         "": others,
     }
     parts = [

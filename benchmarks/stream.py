@@ -156,15 +156,17 @@ def memory_over(frames: int, seconds: float | None = None) -> dict[str, Any]:
         assert process.stdout is not None
         feeder = threading.Thread(target=feed, args=(process.stdin, frames), daemon=True)
         feeder.start()
-        seen, samples = 0, {}
-        begun = time.monotonic()
         every = SAMPLED_EVERY if seconds is None else SAMPLED_EVERY // 10
+        seen, samples, ends = 0, {}, float("inf")
         for line in process.stdout:
-            if "scores" in json.loads(line):
-                seen += 1
-                if seen % every == 0:
-                    samples[seen] = round(private_megabytes(process.pid), 2)
-            if seconds is not None and time.monotonic() - begun > seconds:
+            if "scores" not in json.loads(line):
+                continue
+            if seconds is not None and not seen:
+                ends = time.monotonic() + seconds
+            seen += 1
+            if seen % every == 0:
+                samples[seen] = round(private_megabytes(process.pid), 2)
+            if time.monotonic() > ends:
                 break
         process.terminate()
         process.wait()

@@ -206,7 +206,17 @@ def test_a_sliding_window_computes_once_what_a_frame_gives_alone() -> None:
     assert count_macs(Stream(tsn), num_frames=1) == count_macs(tsn) / 8
 
 
-def test_a_stream_can_be_exported(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_stream_can_be_exported() -> None:
+    stream = Stream(trained("stm_resnet18", 4, causal=True))
+    frames = pictures(1, 6)
+    state = stream.initial_state(1, *frames.shape[3:])
+    program = torch.export.export(stream, (frames[:, 0], state)).module()
+    for frame, expected in zip(frames.unbind(1), stream(frames)[0].unbind(1), strict=True):
+        logits, state = program(frame, state)
+        assert off(logits, expected) < 1e-4
+
+
+def test_onnxruntime_carries_a_stream(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """The state being a flat tuple, a runtime without Python carries it from call to call."""
     pytest.importorskip("onnx", reason="torch's exporter needs onnx")
     pytest.importorskip("onnxscript", reason="torch's exporter needs onnxscript")

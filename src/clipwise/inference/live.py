@@ -83,16 +83,18 @@ class Stage:
     """How long pictures spent in one stage; of the last 10,000."""
 
     def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
+        self._seconds = np.zeros(_REMEMBERED)  # all at once, so that a long stream's memory stays what it is
+        self._count = 0
 
     def add(self, seconds: float) -> None:
-        self._seconds.append(seconds)
+        self._seconds[self._count % _REMEMBERED] = seconds
+        self._count += 1
 
     def milliseconds(self) -> dict[str, float] | None:
         """Median and 95th percentile; None before the first picture."""
-        if not self._seconds:
+        if not self._count:
             return None
-        median, high = np.percentile(list(self._seconds), [50, 95]) * 1e3
+        median, high = np.percentile(self._seconds[: self._count], [50, 95]) * 1e3
         return {"median": round(float(median), 3), "p95": round(float(high), 3)}
 
 
