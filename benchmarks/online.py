@@ -14,12 +14,15 @@ An event is right if it has the class of a true one and begins within a second o
 
 No training saw the split's recordings. Smoothing, thresholds, shortest duration and delays of a recording are those
 that were best on the split's *other* recordings. The frames looked at lie as far apart as in training: T segments of a
-clip of median length, unless --stride says otherwise.
+clip of median length, unless --stride says otherwise. Of a causal network it is chosen likewise whether the consensus
+or each frame's own scores count, and whether twice as many frames are looked at.
+
+With --moved each two-sided network's weights are also tested in a causal network as they are, without training.
 
 What joined recordings are not: the clips' labels are good to about half a second, and between some clips the original
 recording went on, so that the joined one jumps there.
 
-    python benchmarks/online.py --data ../shared/data/overhead_adl --weights last \\
+    python benchmarks/online.py --data ../shared/data/overhead_adl --weights last --moved \\
         --output benchmarks/results/online_overhead_adl.json runs/studies/overhead_adl/stm_seed{0,1,2} \\
         runs/studies/overhead_adl_causal/stm_causal_seed{0,1,2}
 """
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import itertools
 import sys
 import tempfile
@@ -59,19 +63,28 @@ class Recording(NamedTuple):
     truth: tuple[Truth, ...]  # all classes, in order, neighbours of one class joined
 
 
+class Look(NamedTuple):
+    """How a network follows a recording."""
+
+    stride: int  # frames between those looked at
+    consensus: bool  # of a causal network: the mean over the last T frames, or each frame's own scores
+
+
 class Parameters(NamedTuple):
+    look: Look
     smoothing: float  # seconds, exponential
     threshold: float
     release: float  # of the threshold
     min_seconds: float
 
 
-GRID = tuple(
-    itertools.starmap(
-        Parameters,
-        itertools.product((0.0, 0.3, 0.6, 1.2), (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), (0.5, 0.8), (0.0, 0.6, 1.2)),
-    )
-)
+SETTINGS = {
+    "smoothing": (0.0, 0.3, 0.6, 1.2),
+    "threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "release": (0.5, 0.8),
+    "min_seconds": (0.0, 0.6, 1.2),
+}
+Scores = tuple[NDArray[np.float64], NDArray[np.float32]]  # (K,) seconds, (K, C)
 
 
 class Found(NamedTuple):
@@ -147,10 +160,36 @@ def training_stride(data: Path, num_frames: int) -> int:
     return max(1, round(float(np.median(frames)) / num_frames))
 
 
+def moved(checkpoint: Path, which: str, folder: Path) -> Path:
+    """A checkpoint of the causal network with a two-sided network's weights: its kernels moved back one frame."""
+    from clipwise import create_model
+    from clipwise.checkpoint import read_checkpoint, write_card, write_weights
+
+    trained = read_checkpoint(checkpoint, which=which)  # type: ignore[arg-type]
+    config = dataclasses.replace(trained.config, options={**trained.config.options, "causal": True})
+    sizes = {"num_classes": len(trained.classes), "num_frames": config.num_frames}
+    model = create_model(config.name, **sizes, **config.options)
+    model.load_state_dict(trained.model.state_dict())
+    stem, seed, number = checkpoint.resolve().name.partition("_seed")
+    made = folder / f"{stem}_moved{seed}{number}"
+    made.mkdir()
+    write_card(made, config, trained.label_space, trained.views)
+    write_weights(model, made / f"{which}.safetensors")
+    return made
+
+
 # Scores and events
 
 
-def scores_of(predictor: Any, recording: Recording, stride: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+def looks_of(causal: bool, stride: int, given: bool) -> list[Look]:
+    """The ways of following a recording among which is chosen."""
+    if not causal:
+        return [Look(stride, True)]
+    strides = [stride] if given else [stride, max(1, round(stride / 2))]
+    return [Look(*one) for one in itertools.product(strides, (True, False))]
+
+
+def scores_of(predictor: Any, recording: Recording, stride: int) -> Scores:
     """(K,) seconds and (K, C) scores of the frames looked at, the recording being one stream."""
     import torch
 
@@ -266,48 +305,59 @@ def added(counts: Sequence[Counts]) -> Counts:
 
 
 def evaluate_events(
-    streams: dict[str, tuple[NDArray[np.float64], NDArray[np.float32]]],
-    recordings: Sequence[Recording],
-    classes: Sequence[str],
+    streams: dict[Look, dict[str, Scores]], recordings: Sequence[Recording], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Precision and recall of one network, the parameters for each recording chosen on all others."""
+    """Precision and recall of one network, the parameters for each recording chosen on all others.
+
+    Args:
+        streams: its scores of each recording, by its name.
+    """
+    grid = [Parameters(*one) for one in itertools.product(streams, *SETTINGS.values())]
     found = {
         parameters: {
-            one.name: events_of(*streams[one.name], classes, parameters, one.frames / one.fps) for one in recordings
+            one.name: events_of(*streams[parameters.look][one.name], classes, parameters, one.frames / one.fps)
+            for one in recordings
         }
-        for parameters in GRID
+        for parameters in grid
     }
     result: dict[str, Any] = {}
     for dating in DATINGS:
-        chosen: dict[str, dict[str, Any]] = {}
+        chosen: dict[str, Parameters] = {}
+        told: dict[str, dict[str, Any]] = {}
         starts: dict[str, list[tuple[str, float]]] = {}
         for held in recordings:
             others = [one for one in recordings if one is not held]
             ranked = []
-            for parameters in GRID:
+            for parameters in grid:
                 by_name = found[parameters]
                 delays = delays_of(by_name, others) if dating == "dated back" else dict.fromkeys(TRANSITIONS, 0.0)
                 score = added([counted(dated(by_name[one.name], delays), true_events(one)) for one in others]).f1
                 ranked.append((score, parameters, delays))
             # Of equal ones the first: less smoothing, a lower threshold.
             score, parameters, delays = max(ranked, key=lambda one: one[0])
-            chosen[held.name] = {**parameters._asdict(), "delays": delays, "f1_on_the_others": score}
+            chosen[held.name] = parameters
+            told[held.name] = {
+                **parameters.look._asdict(),
+                **{key: value for key, value in parameters._asdict().items() if key != "look"},
+                "delays": delays,
+                "f1_on_the_others": score,
+            }
             starts[held.name] = dated(found[parameters][held.name], delays)
-        result[dating] = summed_up(recordings, chosen, starts, found)
+        result[dating] = summed_up(recordings, chosen, told, starts, found)
     return result
 
 
 def summed_up(
     recordings: Sequence[Recording],
-    chosen: dict[str, dict[str, Any]],
+    chosen: dict[str, Parameters],
+    told: dict[str, dict[str, Any]],
     starts: dict[str, list[tuple[str, float]]],
     found: dict[Parameters, dict[str, list[Found]]],
 ) -> dict[str, Any]:
     errors, waits, seen = [], [], 0
     for recording in recordings:
-        parameters = Parameters(*(chosen[recording.name][name] for name in Parameters._fields))
-        events, truth = found[parameters][recording.name], true_events(recording)
-        delays = chosen[recording.name]["delays"]
+        events, truth = found[chosen[recording.name]][recording.name], true_events(recording)
+        delays = told[recording.name]["delays"]
         both = overlapping(events, truth)
         seen += len(both)
         errors += [event.start - delays[event.label] - true.start for event, true in both]
@@ -332,7 +382,7 @@ def summed_up(
         "recordings": [
             {
                 "recording": one.name,
-                "parameters": chosen[one.name],
+                "parameters": told[one.name],
                 "events": [{"label": label, "start": round(start, 2)} for label, start in starts[one.name]],
                 **counted(starts[one.name], true_events(one)).to_dict(),
             }
@@ -415,6 +465,7 @@ def main() -> None:
     parser.add_argument(
         "--stride", type=int, help="frames between those looked at in recordings; training's if left out"
     )
+    parser.add_argument("--moved", action="store_true", help="also two-sided weights in causal networks, untrained")
     parser.add_argument("--work", type=Path, help="keep the joined recordings in this folder")
     parser.add_argument("--recordings", type=int, help="only the first so many, for a trial; at least 2")
     parser.add_argument("--videos", type=int, help="only so many clips, for a trial")
@@ -425,7 +476,7 @@ def main() -> None:
         parser.error("--recordings: parameters are chosen on the other recordings, so there must be 2 or more")
 
     from clipwise.analysis.plots import earliness_curves
-    from clipwise.checkpoint import command_line, read_checkpoint
+    from clipwise.checkpoint import command_line, read_card, read_checkpoint
     from clipwise.evaluation.online import SHARES, TABLE_5, Looks, evaluate_online
     from clipwise.files import write_json
     from clipwise.inference.stream_predictor import StreamPredictor
@@ -433,31 +484,36 @@ def main() -> None:
     def told(what: str) -> Any:
         return lambda done, total: print(f"\r{what} {done}/{total}", end="", file=sys.stderr, flush=True)
 
-    found = evaluate_online(
-        arguments.checkpoints,
-        arguments.data / "clips.csv",
-        looks=Looks(multiple=1),
-        split=arguments.split,
-        which=arguments.weights,
-        videos=arguments.videos,
-        on_error="raise",
-        progress=told("clips"),
-    )
-    names = [network.name for network in found.networks]
     by_name: dict[str, dict[str, Any]] = {}
     strides: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as temporary:
+        checkpoints = list(arguments.checkpoints)
+        if arguments.moved:
+            two_sided = [one for one in checkpoints if not read_card(one).config.options.get("causal")]
+            checkpoints += [moved(one, arguments.weights, Path(temporary)) for one in two_sided]
+        found = evaluate_online(
+            checkpoints,
+            arguments.data / "clips.csv",
+            looks=Looks(multiple=1),
+            split=arguments.split,
+            which=arguments.weights,
+            videos=arguments.videos,
+            on_error="raise",
+            progress=told("clips"),
+        )
+        names = [network.name for network in found.networks]
         folder = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         recordings = join_recordings(arguments.data, arguments.split, folder, arguments.recordings)
-        for place, (name, checkpoint) in enumerate(zip(names, arguments.checkpoints, strict=True)):
+        for place, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True)):
             trained = read_checkpoint(checkpoint, which=arguments.weights)
             predictor = StreamPredictor(trained, temperature=1.0)
             strides[name] = arguments.stride or training_stride(arguments.data, predictor.num_frames)
-            streams = {}
-            for number, recording in enumerate(recordings):
-                streams[recording.name] = scores_of(predictor, recording, strides[name])
-                told("recordings")(place * len(recordings) + number + 1, len(names) * len(recordings))
+            streams: dict[Look, dict[str, Scores]] = {}
+            for look in looks_of(predictor.causal, strides[name], arguments.stride is not None):
+                predictor = StreamPredictor(trained, temperature=1.0, consensus=look.consensus)
+                streams[look] = {one.name: scores_of(predictor, one, look.stride) for one in recordings}
+            told("networks")(place + 1, len(names))
             by_name[name] = evaluate_events(streams, recordings, trained.classes)
     print(file=sys.stderr)
 
@@ -487,7 +543,7 @@ def main() -> None:
             "best: nothing was chosen on them",
             "parameters": "smoothing, threshold, release, shortest duration and delays of a recording are those of the "
             "highest F1 on the split's other recordings",
-            "grid": {name: sorted({getattr(one, name) for one in GRID}) for name in Parameters._fields},
+            "grid": SETTINGS,
             "within_seconds": NEAR,
             "stride": strides,
             "why_this_stride": "frames of a training clip of median length, divided by the network's frames"

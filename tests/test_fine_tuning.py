@@ -125,3 +125,14 @@ def test_a_new_data_set_gets_a_new_head_when_told_so(run: Path, videos: Path, tm
     before, after = (load_file(folder / "best.safetensors") for folder in (run, tmp_path / "run"))
     assert after["fc.weight"].shape[0] == 3
     assert torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["tsm", "tam", "stm", "stc", "stc_light", "stw"])
+def test_a_causal_network_starts_from_the_two_sided_ones_weights(name: str, tmp_path: Path) -> None:
+    """Where three frames meet it takes t-2, t-1, t with the kernels for t-1, t, t+1: the same tensors, all of them."""
+    state = _folder(tmp_path / "two_sided", f"{name}_resnet18", 4, ("a", "b"), **NARROW)
+    causal = create_model(f"{name}_resnet18", num_classes=2, num_frames=4, causal=True, **NARROW)
+    report = load_weights(causal, tmp_path / "two_sided", name=f"{name}_resnet18", classes=("a", "b"))
+    assert (report.derived, report.new, report.left) == ((), (), ())
+    own = causal.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in state.items())

@@ -240,19 +240,21 @@ def stream(benchmark: ModuleType, rng: np.random.Generator) -> tuple[Any, tuple[
 
 
 def test_a_recordings_parameters_are_chosen_without_it(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "GRID", benchmark.GRID[::17])
+    few = {"smoothing": (0.0, 0.6), "threshold": (0.3, 0.5, 0.8), "release": (0.8,), "min_seconds": (0.0, 0.6)}
+    monkeypatch.setattr(benchmark, "SETTINGS", few)
     rng = np.random.default_rng(3)
     pairs = [stream(benchmark, rng) for _ in range(3)]
     recordings, streams = [one for one, _ in pairs], {one.name: of for one, of in pairs}
+    look = benchmark.Look(15, True)
     classes = (*benchmark.TRANSITIONS, "walking")
-    result = benchmark.evaluate_events(streams, recordings, classes)
+    result = benchmark.evaluate_events({look: streams}, recordings, classes)
     assert result["dated back"]["recall"] == 100
     assert result["dated back"]["overlapping"]["median_start_error_s"] < 0.4
     assert 0.8 < result["as found"]["overlapping"]["median_start_offset_s"] < 2
     # Other scores in the last recording change what is chosen for the others, never what is chosen for it.
     seconds, scores = streams[recordings[-1].name]
     streams[recordings[-1].name] = seconds, scores[::-1].copy()
-    changed = benchmark.evaluate_events(streams, recordings, classes)
+    changed = benchmark.evaluate_events({look: streams}, recordings, classes)
     for dating in benchmark.DATINGS:
         before, after = (one[dating]["recordings"] for one in (result, changed))
         assert before[-1]["parameters"] == after[-1]["parameters"]
@@ -272,14 +274,15 @@ def test_clips_become_recordings_with_their_true_events(
     with (tmp_path / "clips.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "class", "recording", "frames", "split"], *rows])
     space = LabelSpace.of((*benchmark.TRANSITIONS, "walking"))
-    paths = [checkpoint(tmp_path / name, space, causal=name == "causal") for name in ("two_sided", "causal")]
+    two_sided = checkpoint(tmp_path / "two_sided", space, causal=False)
     output = tmp_path / "result.json"
-    arguments = ["online.py", *paths, "--data", tmp_path, "--output", output, "--weights", "best"]
+    arguments = ["online.py", two_sided, "--data", tmp_path, "--output", output, "--weights", "best", "--moved"]
     monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-    monkeypatch.setattr(benchmark, "GRID", benchmark.GRID[::23])
+    few = {"smoothing": (0.0, 0.6), "threshold": (0.3, 0.6), "release": (0.8,), "min_seconds": (0.0,)}
+    monkeypatch.setattr(benchmark, "SETTINGS", few)
     benchmark.main()
     record = json.loads(output.read_text())
-    assert record["recordings"]["stride"] == {"two_sided": 6, "causal": 6}
+    assert record["recordings"]["stride"] == {"two_sided": 6, "two_sided_moved": 6}
     joined = record["recordings"]["joined"]
     assert [one["frames"] for one in joined] == [10 + 11 + 12 + 13] * 2
     assert joined[0]["truth"][1:3] == [["falling", 0.4, 0.84], ["walking", 0.84, 1.32]]
@@ -288,6 +291,8 @@ def test_clips_become_recordings_with_their_true_events(
         *("offline, clip", "causal, mean over frames", "causal, last frame"),
     ]
     assert len(record["goals"]) == 1
+    chosen = record["recordings"]["networks"]["two_sided_moved"]["as found"]["recordings"][0]["parameters"]
+    assert (chosen["stride"], chosen["consensus"]) == (6, True)  # nothing is found: the first of all
     assert "Kinetics-400: 75.5 to 75.4 (-0.1)" in capsys.readouterr().out
     assert output.with_suffix(".png").is_file()
 

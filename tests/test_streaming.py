@@ -234,6 +234,17 @@ def test_onnxruntime_carries_a_stream(tmp_path) -> None:  # type: ignore[no-unty
         assert off(torch.from_numpy(logits), expected) < 1e-4
 
 
+def test_without_consensus_the_logits_are_the_frames_own() -> None:
+    model = trained("stm_resnet18", 4, causal=True)
+    frames = pictures(2, 7)
+    with torch.no_grad():
+        expected = model.fc(model.forward_features(frames))[:, looked_at(model, frames)]
+    for network in (model, clipwise.deploy(model)):
+        assert off(one_by_one(Stream(network, consensus=False), frames), expected) < 1e-4
+    with pytest.raises(ValueError, match="this network is not causal"):
+        Stream(trained("stm_resnet18", 4), consensus=False)
+
+
 def test_what_is_wrong_is_said() -> None:
     stream = Stream(trained("stm_resnet18", 4, causal=True))
     _, state = stream(pictures(2, 1)[:, 0])

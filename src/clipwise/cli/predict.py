@@ -12,6 +12,7 @@ from clipwise.cli.app import app, counted, counting, importing, say
 from clipwise.cli.stream_options import (
     EVENTS,
     Background,
+    Consensus,
     MinSeconds,
     Precision,
     Rate,
@@ -36,6 +37,7 @@ _OF_TIMELINE = (
     "min_seconds",
     "background",
     "temperature",
+    "consensus",
 )
 
 
@@ -76,6 +78,7 @@ def predict(
     min_seconds: MinSeconds = 0.0,
     background: Background = None,
     temperature: Temperature = None,
+    consensus: Consensus = True,
 ) -> None:
     """Say what videos show.
 
@@ -99,6 +102,7 @@ def predict(
             weights=weights,
             precision=precision,
             temperature=temperature,
+            consensus=consensus,
             pace={"stride": stride, "rate": rate},
             smoothing={"seconds": smoothing, "kind": smoothing_kind},
             events={
@@ -190,6 +194,7 @@ def _timelines(
                 "background": events["background"],
                 "temperature": predictor.temperature,
                 "precision": loading["precision"],
+                "consensus": loading["consensus"],
             },
             "command": command_line(),
             "versions": versions(),

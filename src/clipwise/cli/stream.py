@@ -14,6 +14,7 @@ import typer
 from clipwise.cli.app import app, console, counted, importing, say
 from clipwise.cli.stream_options import (
     Background,
+    Consensus,
     MinSeconds,
     Precision,
     Rate,
@@ -55,6 +56,7 @@ def stream(
     min_seconds: MinSeconds = 0.0,
     background: Background = None,
     temperature: Temperature = None,
+    consensus: Consensus = True,
     realtime: Annotated[
         bool,
         typer.Option(
@@ -129,7 +131,9 @@ def stream(
     pace = Pace(stride=stride, rate=rate)
     smooth = Smoothing(smoothing, smoothing_kind)
     video = AnnotatedVideo(output) if output else None
-    predictor = load_stream(checkpoint, which=weights, precision=precision, temperature=temperature)
+    predictor = load_stream(
+        checkpoint, which=weights, precision=precision, temperature=temperature, consensus=consensus
+    )
     finder = EventFinder(
         predictor.label_space, start=threshold, end=release, min_seconds=min_seconds, background=background or ()
     )

@@ -7,6 +7,7 @@ import typer
 __all__ = [
     "EVENTS",
     "Background",
+    "Consensus",
     "MinSeconds",
     "Precision",
     "Rate",
@@ -76,6 +77,15 @@ Temperature = Annotated[
     float | None,
     typer.Option(
         help="Divide the logits by this; what `clipwise calibrate` found for these weights if left out, else 1.",
+        rich_help_panel=EVENTS,
+    ),
+]
+Consensus = Annotated[
+    bool,
+    typer.Option(
+        "--consensus/--no-consensus",
+        help="Of a causal network: score the mean of the last T pictures looked at, T as in training, or the newest "
+        "alone, which answers sooner and is less steady.",
         rich_help_panel=EVENTS,
     ),
 ]

@@ -484,10 +484,11 @@ def _in_order(frames: Frames, numbers: Sequence[int]) -> Iterator[tuple[int, NDA
 
 
 def _groups(networks: Sequence[NetworkOnline]) -> tuple[Group, ...]:
-    """Those that differ in their weights alone."""
-    members: dict[str, list[NetworkOnline]] = {}
+    """Those that differ in their weights alone; what was trained apart from what was made otherwise."""
+    members: dict[tuple[str, bool], list[NetworkOnline]] = {}
     for network in networks:
-        members.setdefault(json.dumps(network.account["checkpoint"]["model"], sort_keys=True), []).append(network)
+        settings = json.dumps(network.account["checkpoint"]["model"], sort_keys=True)
+        members.setdefault((settings, network.seed is None), []).append(network)
     names = Counter((of[0].network, of[0].causal) for of in members.values())
     groups = []
     for of in members.values():

@@ -28,6 +28,8 @@ class StreamPredictor:
         precision: in which the layers compute.
         temperature: by which logits are divided before they become scores; when None, what ``clipwise calibrate`` left
             beside these weights, or else 1.
+        consensus: of a causal network, whether the scores after a picture are those of the mean over the last T, or
+            that picture's own, which answer sooner and are less steady.
 
     Attributes:
         classes: a name for each of the network's outputs.
@@ -37,7 +39,7 @@ class StreamPredictor:
         size: pixels of the square that the network sees.
 
     Raises:
-        ValueError: for a temperature that is not above 0.
+        ValueError: for a temperature that is not above 0, or ``consensus=False`` and a network that is not causal.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class StreamPredictor:
         device: str | torch.device | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         temperature: float | None = None,
+        consensus: bool = True,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.temperature = temperature if temperature is not None else read_temperature(checkpoint.weights) or 1.0
@@ -60,7 +63,7 @@ class StreamPredictor:
         self._normalise = Normalise(checkpoint.views.mean, checkpoint.views.std).to(self.device)
         model = channels_last(checkpoint.model.to(self.device))
         deployed = deploy(model, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-        self._stream = Stream(deployed, cuda_graph=self.device.type == "cuda")
+        self._stream = Stream(deployed, cuda_graph=self.device.type == "cuda", consensus=consensus)
         self.causal = self._stream.causal
         self._state: tuple[Tensor, ...] | None = None
 
@@ -104,19 +107,20 @@ def load_stream(
     device: str | torch.device | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     temperature: float | None = None,
+    consensus: bool = True,
 ) -> StreamPredictor:
     """Load a folder that ``clipwise train`` wrote, for a stream.
 
     Args:
         path: the folder, or one weight file inside it.
         which: ``best`` or ``last`` weights.
-        device, precision, temperature: see :class:`StreamPredictor`.
+        device, precision, temperature, consensus: see :class:`StreamPredictor`.
 
     Raises:
-        ValueError: if it is no such folder or its parts do not belong together.
+        ValueError: if it is no such folder or its parts do not belong together, or for what these refuse.
     """
     checkpoint = read_checkpoint(path, which=which)
-    return StreamPredictor(checkpoint, device=device, precision=precision, temperature=temperature)
+    return StreamPredictor(checkpoint, device=device, precision=precision, temperature=temperature, consensus=consensus)
 
 
 class Pace:

@@ -3,9 +3,9 @@
 Two kinds of network, one call:
 
 - A **causal** network computes each frame once. What its operations over time read of earlier frames is the state
-  (:mod:`clipwise.memory`), so that a frame costs what it costs in an image network. The logits at frame t are the mean
-  of those of the last min(t, T) frames, which is what the network says of the clip that ends there; a clip longer than
-  T means the same as its stream.
+  (:mod:`clipwise.memory`), so that a frame costs what it costs in an image network. The consensus at frame t is the
+  mean of the logits of the last min(t, T) frames, which is what the network says of the clip that ends there; a clip
+  longer than T means the same as its stream. Frame t's own logits answer sooner to what begins.
 - Any other network sees a **sliding window** [STM-J section 4.6]: the state holds the last T-1 frames, and each frame
   is classified with them, exactly as the network classifies that clip. What a frame gives before it meets another
   (stem, and whatever stands before the first operation over time; of TSN everything) is computed once and kept. Before
@@ -50,6 +50,7 @@ class Stream(nn.Module):
         model: a network, or a deployed one, which is several times as fast. It stays as it is; parameters are shared.
         cuda_graph: record a step's kernels once for each shape of input and replay them. The state that a call returns
             is then the recording's own and holds until the next call. GPUs only.
+        consensus: of a causal network, whether the logits after a frame are the mean over the last T, or that frame's.
 
     Attributes:
         causal: whether it is the network that remembers; otherwise a window slides.
@@ -58,10 +59,11 @@ class Stream(nn.Module):
 
     Raises:
         TypeError: for something else than a network.
-        ValueError: for ``cuda_graph`` and a network that is not on a GPU.
+        ValueError: for ``cuda_graph`` and a network that is not on a GPU, or ``consensus=False`` and one that is not
+            causal.
     """
 
-    def __init__(self, model: VideoNetwork | Deployed, *, cuda_graph: bool = False) -> None:
+    def __init__(self, model: VideoNetwork | Deployed, *, cuda_graph: bool = False, consensus: bool = True) -> None:
         super().__init__()
         if not isinstance(model, VideoNetwork | Deployed):
             raise TypeError(
@@ -73,6 +75,12 @@ class Stream(nn.Module):
             raise ValueError(
                 f"cuda_graph needs a network on a GPU, and this one is on {parameter.device}; leave it out, or move it"
             )
+        if not (consensus or network.causal):
+            raise ValueError(
+                "consensus=False takes a frame's own logits, and this network is not causal: what it says of a frame "
+                "belongs to the window around; leave it out, or train the network with causal=True"
+            )
+        self.consensus = consensus
         self.network = _copy_sharing_parameters(network).eval()
         self.dtype = model.dtype if isinstance(model, Deployed) else parameter.dtype
         self.causal = network.causal
@@ -141,7 +149,9 @@ class Stream(nn.Module):
         """(N, t, 3, H, W) → (N, t, num_classes)."""
         network = self.network
         features = network.forward_features(frames)
-        each = network.fc(features.float() if self._mean_first else network.dropout(features))
+        each: Tensor = network.fc(features.float() if self._mean_first else network.dropout(features))
+        if not self.consensus:
+            return each
         mean = running_mean(each.float()[..., None, None], self.num_frames, memory=self._memory)
         return mean.flatten(2)
 
