@@ -90,4 +90,4 @@ Consensus = Annotated[
     ),
 ]
 Weights = Annotated[Literal["best", "last"], typer.Option(help="Which of the folder's weights.")]
-Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16 is autocast.")]
+Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="In which the layers compute.")]
