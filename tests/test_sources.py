@@ -176,6 +176,20 @@ def test_a_file_cut_short_gives_what_there_is(tmp_path: Path) -> None:
     assert 10 < len(looked) < 60
 
 
+def test_a_file_by_its_address_is_a_file(ramp: Path) -> None:
+    _, looked, notices = watched(open_source(f"file://{ramp}"))
+    assert len(looked) == 60
+    assert kinds(notices) == ["opened"]
+
+
+def test_a_gap_in_a_files_times_is_not_waited_for(tmp_path: Path) -> None:
+    """At its own speed, the picture after it comes when the next is due; so after times that begin anew."""
+    path = tmp_path / "gaps.ts"
+    path.write_bytes(b"".join(transport_stream([DARK] * 10, start=start) for start in (500, 2000, 0)))
+    _, looked, _ = watched(open_source(str(path), realtime=True), within=30)
+    assert len(looked) == 30
+
+
 # Too slow a network
 
 
@@ -203,7 +217,7 @@ def test_a_live_source_drops_the_oldest_and_latency_stays_bounded(fast: Path) ->
     assert latency is not None
     assert infer is not None
     # Three that wait, one in the network, and itself; without a bound the last would be 120 × 0.08 − 2 s late.
-    assert latency["p95"] < 5 * infer["p95"] + 500
+    assert latency["p95"] < 5 * infer["p95"] + 3000
 
 
 def test_a_file_waits_for_the_network_and_nothing_is_dropped(fast: Path) -> None:
@@ -289,7 +303,7 @@ def test_a_source_that_falls_silent() -> None:
 def test_not_reconnecting_is_an_error_after_what_was_seen() -> None:
     server = Server(endless(transport_stream([DARK] * 45), then=30))
     seen: list[object] = []
-    source = open_source(server.url, timeout=0.5, reconnect=0)
+    source = open_source(server.url, timeout=1, reconnect=0)
     try:
         with Live(source, Lightness(), Pace()) as live, pytest.raises(DecodeError, match=r"nothing for .* --reconnect"):
             seen.extend(live)
@@ -372,13 +386,14 @@ def test_silence_is_said_once_and_stopping_does_not_wait_for_data(pipe: tuple[io
     reader, writer = pipe
     writer.write(pictures([DARK])[0].tobytes())
     source = _RawSource(reader, (64, 48), 10, live=False, quiet_after=0.3)
-    began = time.monotonic()
     found: list[Notice] = []
+    silent = 0
     with Live(source, Lightness(), Pace()) as live:
         for item in live:
             if isinstance(item, Notice):
                 found.append(item)
-            if time.monotonic() - began > 1.5:
+            silent += item is None and "quiet" in kinds(found)
+            if silent == 8:
                 live.stop()
     assert kinds(found) == ["opened", "quiet"]
     assert live.tally.looked_at == 1
@@ -435,8 +450,12 @@ def test_rtsp_and_a_camera_that_is_switched_off_and_on(tmp_path: Path) -> None:
     with contextlib.ExitStack() as servers:
         servers.enter_context(rtsp_server(dark, port))
 
+        switched = False
+
         def until(looked: list[Looked], notices: list[Notice]) -> bool:
-            if len(looked) == 30 and "lost" not in kinds(notices):
+            nonlocal switched
+            if len(looked) == 30 and not switched:
+                switched = True
                 servers.close()
                 servers.enter_context(rtsp_server(light, port))
             return bool(looked) and levels(looked)[-1] > 200

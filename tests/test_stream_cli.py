@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from streams import (
 )
 
 from clipwise.data.decode import open_frames
+from clipwise.inference.annotated import AnnotatedVideo
 
 LEVELS = [DARK] * 45 + [LIGHT] * 45 + [DARK] * 30
 EXACT = ["--smoothing", "0", "--json"]
@@ -106,8 +106,18 @@ def test_an_annotated_video(
     assert new.shape == old.shape
     assert np.abs(new[:24] - old[:24]).mean() < 8
     assert np.abs(new[-12:, :20] - old[-12:, :20]).mean() > 30
-    assert "wrote" in capsys.readouterr().err
+    assert f"written: {target}" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated.mp4"]
+
+
+def test_a_label_longer_than_the_picture_is_wide_is_broken_into_lines(tmp_path: Path) -> None:
+    label = "Pretending to put something next to something, but it does not move"
+    with AnnotatedVideo(tmp_path / "long.mp4") as written:
+        written.add(np.full((240, 320, 3), 120, np.uint8), 0.0, [label])
+    with open_frames(tmp_path / "long.mp4") as frames:
+        (shown,) = frames.read([0]).astype(int)
+    assert np.abs(shown[-30:, -16:] - 120).max() < 20
+    assert np.abs(shown[-30:, :16] - 120).max() > 50
 
 
 def test_what_was_recognised_before_a_source_is_lost_stands_on_stdout(
@@ -174,11 +184,38 @@ def test_errors_say_what_to_do(
     assert message in err
 
 
+def test_the_source_is_not_written_over(
+    network: Path, video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = video.read_bytes()
+    monkeypatch.chdir(video.parent)
+    assert clipwise("stream", network, video, "--output", video.name, monkeypatch=monkeypatch) == 1
+    assert "is the source itself" in capsys.readouterr().err
+    assert video.read_bytes() == before
+
+
+def test_a_source_of_not_one_picture_is_an_error(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What should have written into the pipe failed, say."""
+    empty = os.open(tmp_path / "empty", os.O_CREAT | os.O_RDONLY)
+    stdin = os.dup(0)
+    try:
+        os.dup2(empty, 0)
+        assert clipwise("stream", network, "-", "--size", "64x48", "--fps", "30", monkeypatch=monkeypatch) == 1
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        os.close(empty)
+    assert "stdin: gave not one picture" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_raw_pictures_through_a_pipe_until_it_is_stopped(network: Path, number: signal.Signals) -> None:
     """Each line is there as soon as it is known; a signal closes what lasts."""
+    options = ["--size", "64x48", "--fps", "30", "--scores", *EXACT]
     process = subprocess.Popen(
-        [sys.executable, "-m", "clipwise", "stream", network, "-", "--size", "64x48", "--fps", "30", *EXACT],
+        [sys.executable, "-m", "clipwise", "stream", network, "-", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -190,9 +227,8 @@ def test_raw_pictures_through_a_pipe_until_it_is_stopped(network: Path, number: 
         for picture in pictures(LEVELS):
             process.stdin.write(picture.tobytes())
         process.stdin.flush()
-        told = [process.stdout.readline() for _ in range(6)]  # a notice, dark, light, and dark again: the pipe is open
-        time.sleep(0.5)
-        process.send_signal(number)
+        told = [process.stdout.readline() for _ in range(6 + len(LEVELS))]  # a notice, five of events, and all scores
+        process.send_signal(number)  # while the pipe is open
         rest, err = process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]
         assert process.wait(30) == 130
     finally:
@@ -200,6 +236,6 @@ def test_raw_pictures_through_a_pipe_until_it_is_stopped(network: Path, number: 
         process.wait()
     out = (b"".join(told) + rest).decode()
     assert spans(out) == [("dark", 0.0, 1.5), ("light", 1.5, 3.0), ("dark", 3.0, 3.97)]
-    assert json.loads(told[-1])["type"] == "begin"
+    assert (json.loads(told[-1])["type"], json.loads(told[-1])["seconds"]) == ("scores", pytest.approx(119 / 30))
     assert lines(out)[-1]["type"] == "summary"
     assert b"Traceback" not in err

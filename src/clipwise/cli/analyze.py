@@ -366,17 +366,16 @@ def _print_online(found: "OnlineEvaluation") -> None:
         return Column(name, justify="right", no_wrap=True)
 
     out = Console(highlight=False, markup=False)
+    # A network's name stands above its rows: beside them it would not fit into 80 columns.
     table = table_of_figures(
-        Column("network", overflow="fold"),
-        Column("answers", no_wrap=True),
-        *map(column, ("top-1", "mean class", "ms a frame", "p95")),
+        Column("network", overflow="fold"), *map(column, ("top-1", "mean class", "ms a frame", "p95"))
     )
     for network in found.networks:
+        table.add_row(network.name)
         for answers in network.answers:
             times = milliseconds(network.latency[answers.way])
             table.add_row(
-                network.name if answers is network.answers[0] else "",
-                answers.name,
+                f"  {answers.name}",
                 f"{answers.whole.top1:.1f}",
                 f"{answers.whole.mean_class_accuracy:.1f}",
                 f"{times['median']:.1f} ({times['q1']:.1f}–{times['q3']:.1f})",
@@ -384,13 +383,10 @@ def _print_online(found: "OnlineEvaluation") -> None:
             )
     for group in (group for group in found.groups if len(group.members) > 1):
         table.add_section()
-        for place, (name, figures) in enumerate(group.to_dict()["answers"].items()):
+        table.add_row(f"{group.name}, {len(group.members)} trainings")
+        for name, figures in group.to_dict()["answers"].items():
             means = (figures[figure] for figure in ("top1", "mean_class_accuracy"))
-            table.add_row(
-                f"{group.name}, {len(group.members)} trainings" if place == 0 else "",
-                name,
-                *(f"{one['mean']:.1f} ± {one['deviation']:.1f}" for one in means),
-            )
+            table.add_row(f"  {name}", *(f"{one['mean']:.1f} ± {one['deviation']:.1f}" for one in means))
     out.print(table)
     record = found.record
     out.print(

@@ -99,10 +99,12 @@ def predict(
             checkpoint,
             _videos(sources),
             timeline,
-            weights=weights,
-            precision=precision,
-            temperature=temperature,
-            consensus=consensus,
+            loading={
+                "which": weights,
+                "precision": precision,
+                "temperature": temperature,
+                "consensus": consensus,
+            },
             pace={"stride": stride, "rate": rate},
             smoothing={"seconds": smoothing, "kind": smoothing_kind},
             events={
@@ -163,10 +165,10 @@ def _timelines(
     videos: list[Path],
     out: Path,
     *,
+    loading: dict[str, Any],
     pace: dict[str, Any],
     smoothing: dict[str, Any],
     events: dict[str, Any],
-    **loading: Any,
 ) -> None:
     """Write what each video shows when."""
     targets = _targets(videos, out)
@@ -179,7 +181,7 @@ def _timelines(
         from clipwise.inference.stream_predictor import Pace, load_stream
         from clipwise.inference.timeline import follow, write_timeline
 
-    predictor = load_stream(checkpoint, which=loading.pop("weights"), **loading)
+    predictor = load_stream(checkpoint, **loading)
     failed = 0
     for number, (video, target) in enumerate(zip(videos, targets, strict=True), 1):
         finder = EventFinder(predictor.label_space, **events)

@@ -1,6 +1,7 @@
 """``clipwise stream``"""
 
 import json
+import os
 import re
 import sys
 import time
@@ -96,7 +97,13 @@ def stream(
         ),
     ] = 8,
     max_seconds: Annotated[
-        float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after so long.", rich_help_panel=_SOURCE)
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Stop at this time of the source; of a live one also by the clock, should it give nothing.",
+            rich_help_panel=_SOURCE,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write a video (.mp4, .mov, .mkv) with labels and scores drawn in.")
@@ -119,6 +126,7 @@ def stream(
     stands on stderr.
     """
     with importing():
+        from clipwise.data.decode import DecodeError
         from clipwise.inference.annotated import AnnotatedVideo
         from clipwise.inference.events import NONE, EventFinder, Smoothing
         from clipwise.inference.live import Live, Looked
@@ -128,6 +136,8 @@ def stream(
 
     if scores and not as_json:
         raise ValueError("--scores are JSON lines; give --json as well")
+    if output is not None and output.exists() and os.path.exists(source) and output.samefile(source):
+        raise ValueError(f"{output}: is the source itself, which would be written over; give another --output")
     pace = Pace(stride=stride, rate=rate)
     smooth = Smoothing(smoothing, smoothing_kind)
     video = AnnotatedVideo(output) if output else None
@@ -157,7 +167,7 @@ def stream(
                     report.notice(opened.name, item)
                     if item.broken and last is not None:
                         # Nobody knows what is shown meanwhile.
-                        report.events(finder.finish(last.seconds), last)
+                        report.events(finder.finish(item.seconds), last)
                         smooth.reset()
                 elif isinstance(item, Looked):
                     if max_seconds is not None and item.seconds >= max_seconds:
@@ -177,9 +187,11 @@ def stream(
                 report.events(finder.finish(last.seconds), last)
             report.summary(live)
     if video and video.written:
-        say(f"wrote {output}")
+        say(f"written: {output}")
     if stopping:
         raise typer.Exit(130)
+    if max_seconds is None and not (live.tally.looked_at or live.tally.left_out):
+        raise DecodeError(opened.name, "gave not one picture that can be decoded")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["AnnotatedVideo"]
 _FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 _TICKS = 90_000
 _BAND = (0, 0, 0, 150)
+_LETTER = 0.6
+"""A letter's mean width, in font sizes."""
 
 
 class AnnotatedVideo:
@@ -62,10 +65,11 @@ class AnnotatedVideo:
         if image.size != (width, height):
             image = ImageOps.pad(image, (width, height))
         draw = ImageDraw.Draw(image, "RGBA")
-        text = "\n".join(lines)
+        room = max(1, int(width / (_LETTER * self._font.size)) - 2)
+        text = "\n".join(part for line in lines for part in textwrap.wrap(line, room))
         left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=self._font)
         margin = self._font.size // 2
-        foot = height - (bottom - top) - 2 * margin
+        foot = max(0, height - (bottom - top) - 2 * margin)  # of more than there is room for, the first lines
         draw.rectangle((0, foot, right - left + 2 * margin, height), fill=_BAND)
         draw.multiline_text((margin - left, foot + margin - top), text, font=self._font, fill="white")
         frame = av.VideoFrame.from_image(image)

@@ -44,7 +44,7 @@ _REMEMBERED = 10_000
 _BLINK = 0.1
 """Seconds after which whoever iterates looks up, to notice that nothing comes."""
 _GRACE = 1.0
-"""Seconds that a thread gets to end."""
+"""Seconds that the capturing thread gets to end."""
 
 T = TypeVar("T")
 
@@ -264,9 +264,11 @@ class Live:
     ) -> None:
         self.stop()
         self._results.abandon()
-        for thread in self._threads:
-            # One that waits for a camera or a pipe cannot be woken; it ends with its time-out, or the program.
-            thread.join(_GRACE)
+        capture, *others = self._threads
+        # One that waits for a camera or a pipe cannot be woken; it ends with its time-out, or the program.
+        capture.join(_GRACE)
+        for thread in others:  # to their ends: Python must not be shut down under a network that computes
+            thread.join()
 
     def stop(self) -> None:
         """Let the iteration end with what has been recognised; any thread may call this."""

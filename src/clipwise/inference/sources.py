@@ -41,7 +41,8 @@ _OPEN_SECONDS = 10.0
 _FIRST_WAIT = 0.5
 """Seconds before the first attempt to reconnect; each further one waits twice as long."""
 _AHEAD = 10.0
-"""A live source's clock may run ahead of ours by so many seconds at once (buffered pictures); more is a jump."""
+"""A live source's clock may run ahead of ours by so many seconds at once (buffered pictures); more is a jump, which is
+not waited for where a file is played at its own speed either."""
 _DAMAGED_IN_A_ROW = 100
 """A file that gives so many errors and no packet in between is not read further."""
 
@@ -306,7 +307,8 @@ class _VideoSource:
         self.duration = self._connection.duration
         addressed = timeout is not None and camera is None
         # What has an end and comes over HTTP waits for its reader, as a file does.
-        recorded = source.lower().startswith(("http:", "https:")) and self._connection.container.duration is not None
+        readable = source.lower().startswith(("http:", "https:", "file:"))
+        recorded = readable and self._connection.container.duration is not None
         self.live = realtime or camera is not None or (addressed and not recorded)
         self.quiet_after = timeout if camera is not None else None
         self._clock = _Clock(self.live and not realtime)
@@ -346,7 +348,7 @@ class _VideoSource:
                 return
 
     def _read(self, connection: _Connection) -> Iterator[Captured]:
-        began, first = time.monotonic(), None
+        due, before = time.monotonic(), None
         errors = 0
         while not self._stopped.is_set():
             try:
@@ -358,8 +360,9 @@ class _VideoSource:
                     errors = 0
                     if self._realtime and packet.dts is not None:
                         seconds = float(packet.dts * packet.time_base)
-                        first = seconds if first is None else first
-                        if self._stopped.wait(max(0.0, began + seconds - first - time.monotonic())):
+                        passed = 0.0 if before is None else seconds - before
+                        due, before = due + (passed if 0 <= passed <= _AHEAD else connection.step), seconds
+                        if self._stopped.wait(max(0.0, due - time.monotonic())):
                             return
                     when = time.monotonic()
                     packet.opaque = when

@@ -63,7 +63,7 @@ _REVERSED = Study(
     ),
     tuple(Claim(f"{label} ≥ TSN", label, "TSN") for label in ("STM", "TSM", "STC", "STW")),
     _START + "The videos of falling, lying_down, sitting_down and standing_up, each once "
-    "forward and once backward, as `clipwise data playback` makes them.",
+    "forward and once backward, as the verb `data playback` makes them.",
     recipe="overhead_adl_reversed",
 )
 
