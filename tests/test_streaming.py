@@ -1,16 +1,22 @@
 """A stream gives, frame by frame, what its network gives of the clip that ends there."""
 
 import copy
+import pickle
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
 from test_deploy import trained
 from test_temporalize import ImageResNet
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import clipwise
 from clipwise import Stream
+from clipwise.compiling import compiler_missing
+from clipwise.inference import streaming
 from clipwise.models.complexity import count_macs
 from clipwise.models.network import VideoNetwork
 
@@ -259,10 +265,113 @@ def test_what_is_wrong_is_said() -> None:
     with pytest.raises(ValueError, match="of another network"):
         stream(pictures(2, 1)[:, 0], (*state, state[-1]))
     assert stream(pictures(2, 1)[:, 0], state)[1][0].tolist() == [2, 2]  # it goes on after each of them
+    with pytest.raises(ValueError, match="of another network"):
+        stream(pictures(2, 1)[:, 0], ())
+    with pytest.raises(ValueError, match=r"tensor 1 is torch.float64.*need torch.float32"):
+        stream(pictures(2, 1)[:, 0], tuple(part.double() if part.is_floating_point() else part for part in state))
+    with pytest.raises(ValueError, match="at least 32×32"):
+        Stream(trained("stm_resnet18", 4))(torch.zeros(1, 3, 20, 20))
+    with pytest.raises(ValueError, match="cannot be trained"):
+        stream.train()
     with pytest.raises(ValueError, match="needs a network on a GPU, and this one is on cpu"):
         Stream(trained("tsn_resnet18"), cuda_graph=True)
     with pytest.raises(TypeError, match="got Linear"):
         Stream(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_what_was_not_finite_ends_with_its_stream() -> None:
+    stream = Stream(trained("stm_resnet18", 4, causal=True))
+    frames = pictures(2, 4)
+    broken = frames[:, 0].clone()
+    broken[0] = torch.inf
+    _, state = stream(broken)
+    state = stream.reset(state, [0])
+    given, _ = stream(frames, state)
+    assert given[0].isfinite().all()
+    assert off(given[:1], stream(frames[:1])[0]) < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {}], ids=["causal", "sliding"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float64, 1e-6)])
+def test_a_network_in_another_dtype_streams(options: dict[str, object], dtype: torch.dtype, bound: float) -> None:
+    model = trained("stm_resnet18", 4, **options).to(dtype)
+    frames = pictures(1, 6).to(dtype)
+    expected = (of_clips if options else of_windows)(model, frames)
+    assert off(one_by_one(Stream(model), frames), expected) < bound
+
+
+def test_a_compiled_network_streams() -> None:
+    if missing := compiler_missing("cpu"):
+        pytest.skip(missing)
+    model = trained("tsm_resnet18", 2, causal=True)
+    frames = pictures(2, 4)
+    stream = Stream(clipwise.deploy(model, compile=True))
+    torch._dynamo.reset()
+    counters.clear()
+    assert off(one_by_one(stream, frames), of_clips(model, frames)) < 1e-4
+    _, state = stream(frames[:, 0], stream.initial_state(2, *frames.shape[3:]))
+    stream(frames[:, 1], stream.reset(state, [0]))
+    assert counters["stats"]["unique_graphs"] == 1  # new streams and given states run the same program
+    with pytest.raises(TypeError, match="neither copied nor pickled"):
+        copy.deepcopy(stream)
+
+
+def test_a_recording_takes_states_from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of one frame and of several are two recordings, each with a state of its own."""
+
+    class Replayed:
+        def __init__(self, function: Callable[[], Tensor], result: Tensor) -> None:
+            self.function, self.result = function, result
+
+        def replay(self) -> None:
+            self.result.copy_(self.function())
+
+    def record(function: Callable[[], Tensor]) -> tuple[Replayed, Tensor]:
+        result = function()
+        return Replayed(function, result), result
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = trained("stc_resnet18", 4, causal=True).to(device)
+    frames = pictures(2, 9).to(device)
+    expected = Stream(model)(frames)[0]
+    if device == "cuda":
+        stream = Stream(model, cuda_graph=True)
+    else:  # the same but for the graphs
+        monkeypatch.setattr(streaming, "record", record)
+        monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+        stream = Stream(model)
+        stream._run = streaming._Recorded(stream._run, stream._begun)
+    for _ in range(2):  # recorded, and replayed
+        state, given = None, []
+        for first, end in ((0, 1), (1, 4), (4, 5), (5, 8), (8, 9)):
+            logits, state = stream(frames[:, first:end], state)
+            given.append(logits)
+            stream.initial_state(2, *frames.shape[3:])
+        assert off(torch.cat(given, dim=1), expected) < 1e-4
+    with pytest.raises(ValueError, match="number of streams begins anew"):
+        stream(frames[:, 0], tuple(part[:1] for part in state))
+    with pytest.raises(ValueError, match="of another network"):
+        stream(frames[:, 0], state[:5])
+
+
+def test_many_frames_at_once_leave_no_larger_state() -> None:
+    stream = Stream(trained("stm_resnet18", 4, causal=True))
+
+    def held(state: Sequence[Tensor]) -> int:
+        return sum(part.untyped_storage().nbytes() for part in state)
+
+    assert held(stream(pictures(1, 16))[1]) <= held(stream(pictures(1, 1))[1])
+
+
+def test_a_stream_moves_and_copies_without_its_network() -> None:
+    model = trained("stm_resnet18", 4, causal=True)
+    frames = pictures(1, 6)
+    expected = of_clips(model, frames)
+    for network in (model, clipwise.deploy(model)):
+        stream = Stream(network)
+        for other in (copy.deepcopy(stream), pickle.loads(pickle.dumps(stream)), Stream(network).double()):
+            assert off(one_by_one(other, frames), expected) < 1e-4
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
 
 
 def test_two_threads_in_one_stream_are_refused() -> None:

@@ -6,6 +6,7 @@ The image networks below carry the attribute names of torchvision and timm, and 
 import copy
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -496,6 +497,29 @@ def test_threads_that_share_a_network_keep_their_own_maps() -> None:
     alone = [logits(clip) for clip in clips]
     with ThreadPoolExecutor(4) as pool:
         torch.testing.assert_close(list(pool.map(logits, clips)), alone)
+
+
+def test_threads_that_share_a_causal_network_keep_their_own_length() -> None:
+    """A causal network takes clips of any length; one thread's must not unfold another's."""
+    model = lively(temporalize(one_block(), "stm", num_frames=T, causal=True)).eval()
+    model(torch.randn(1, 2, 3, 32, 32))
+    clip, inside, go_on = torch.randn(1, 4, 3, 32, 32), threading.Event(), threading.Event()
+    with torch.no_grad():
+        alone = model(clip)
+
+    def wait(*_: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            go_on.wait(10)
+
+    hook = next(part for part in model.modules() if isinstance(part, nn.Conv2d)).register_forward_hook(wait)
+    with ThreadPoolExecutor(1) as pool, torch.no_grad():
+        other = pool.submit(model, clip)
+        assert inside.wait(10)
+        model(torch.randn(2, 2, 3, 32, 32))
+        go_on.set()
+        torch.testing.assert_close(other.result().detach(), alone)
+    hook.remove()
 
 
 def test_wrong_use_says_what_to_do() -> None:

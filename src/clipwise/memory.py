@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "check_kept", "check_number", "laid_out"]
 
 
 class Memory:
@@ -34,11 +34,16 @@ class Memory:
         self._kept: list[Tensor] = []
 
     def begin(self, state: Sequence[Tensor] | None, frames: Tensor) -> None:
-        """Begin a step with ``frames`` (N, t, …); a state of None begins N streams."""
+        """Begin a step with ``frames`` (N, t, …); a state of None begins N streams.
+
+        Raises:
+            ValueError: if the state has no tensor.
+        """
         self._kept = []
         if state is None:
             self._given, self.seen = None, torch.zeros(frames.shape[0], dtype=torch.int64, device=frames.device)
         else:
+            check_number(len(state), at_least=1)
             self.seen, *self._given = state
         self.numbers = self.seen[:, None] + torch.arange(1, frames.shape[1] + 1, device=self.seen.device)
         self._later = None
@@ -49,8 +54,8 @@ class Memory:
         Raises:
             ValueError: if the state given has more tensors than were asked for.
         """
-        if self._given is not None and len(self._kept) < len(self._given):
-            raise ValueError(f"a state of {len(self._given) + 1} tensors is of another network; begin with None")
+        if self._given is not None:
+            check_number(len(self._given) + 1, at_most=len(self._kept) + 1)
         state = (self.seen + frames, *self._kept)
         self._given, self._kept = None, []
         return state
@@ -63,27 +68,24 @@ class Memory:
         Raises:
             ValueError: if the state is of another network, or of pictures of another size.
         """
+        frames_now = x_NT.shape[1]
         past = self._past(x_NT, frames)
         if repeat_first:
             begins = self._over_channels(self.seen == 0, x_NT)
             past = torch.where(begins[:, None], x_NT[:, :1], past)
         extended = _cat_time(past, x_NT)
-        self._kept.append(extended[:, extended.shape[1] - frames :])
+        kept = extended[:, frames_now:]
+        # As a view it holds on to all of them: of many frames at once much more than is kept.
+        self._kept.append(kept.clone() if frames_now > frames or torch.compiler.is_compiling() else kept)
         return extended
 
     def _past(self, x_NT: Tensor, frames: int) -> Tensor:
         shape = (x_NT.shape[0], frames, *x_NT.shape[2:])
         if self._given is None:
             return x_NT.new_zeros(shape)
-        if len(self._kept) == len(self._given):
-            raise ValueError(f"a state of {len(self._given) + 1} tensors is of another network; begin with None")
+        check_number(len(self._given) + 1, at_least=len(self._kept) + 2)
         past = self._given[len(self._kept)]
-        if past.shape != shape:
-            raise ValueError(
-                f"this state is of another network, or of other pictures: tensor {len(self._kept) + 1} is "
-                f"{tuple(past.shape)} where these frames need {tuple(shape)}; a change of size or of the number of "
-                "streams begins anew, with None"
-            )
+        check_kept(len(self._kept) + 1, past, shape, x_NT.dtype)
         return past
 
     def without_first(self, x_NT: Tensor) -> Tensor:
@@ -95,6 +97,38 @@ class Memory:
     @staticmethod
     def _over_channels(flags: Tensor, x_NT: Tensor) -> Tensor:
         return flags.reshape(*flags.shape, *[1] * (x_NT.ndim - 2))
+
+
+def check_number(tensors: int, *, at_least: int = 0, at_most: int | None = None) -> None:
+    """Refuse a state of fewer or more tensors.
+
+    Raises:
+        ValueError: for such a state.
+    """
+    if tensors < at_least or (at_most is not None and tensors > at_most):
+        raise ValueError(f"a state of {tensors} tensors is of another network; begin with None")
+
+
+def check_kept(number: int, found: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Refuse a state's tensor, by its number in it, that is not as the network needs it.
+
+    Raises:
+        ValueError: for another shape or dtype.
+    """
+    if found.shape != tuple(shape) or found.dtype != dtype:
+        raise ValueError(
+            f"this state is of another network, or of other pictures: tensor {number} is {found.dtype} "
+            f"{tuple(found.shape)} where these frames need {dtype} {tuple(shape)}; a change of size or of the number "
+            "of streams begins anew, with None"
+        )
+
+
+def laid_out(part: Tensor) -> Tensor:
+    """A state's tensor without gaps in memory, the channels innermost as a step leaves them; a view if it is so."""
+    if part.ndim != 5:
+        return part.reshape(-1).view(part.shape)  # not contiguous(), which leaves any stride where a size is 1
+    x_NTHWC = part.permute(0, 1, 3, 4, 2)
+    return x_NTHWC.reshape(-1).view(x_NTHWC.shape).permute(0, 1, 4, 2, 3)
 
 
 def _cat_time(past: Tensor, x_NT: Tensor) -> Tensor:

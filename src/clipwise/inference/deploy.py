@@ -25,7 +25,7 @@ from clipwise.models.network import VideoNetwork, channels_last
 from clipwise.models.resnet import Block, ResNet
 from clipwise.models.temporal.layers import TemporalConv
 
-__all__ = ["Deployed", "deploy"]
+__all__ = ["Deployed", "deploy", "ends_in_mean", "record"]
 
 _log = logging.getLogger(__name__)
 
@@ -391,13 +391,26 @@ class _Graphs:
 
     def _record(self, clips: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         given = clips.clone()
+        graph, result = record(lambda: self.function(given))
+        return graph, given, result
+
+
+_RECORDING = threading.Lock()
+"""A process records one graph at a time."""
+
+
+def record(function: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A function's kernels on the current GPU, and the tensor in which each replay leaves its result."""
+    with _RECORDING:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what compiles, tunes or allocates at a first call must not be recorded
             for _ in range(3):
-                self.function(given)
+                function()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self.function(given)
-        return graph, given, result
+        # The usual stream for it belongs to whichever GPU recorded first. What other threads allocate meanwhile is none
+        # of its concern.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            result = function()
+    return graph, result

@@ -39,7 +39,8 @@ class StreamPredictor:
         size: pixels of the square that the network sees.
 
     Raises:
-        ValueError: for a temperature that is not above 0, or ``consensus=False`` and a network that is not causal.
+        ValueError: for a temperature that is not above 0 and finite, or ``consensus=False`` and a network that is not
+            causal.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class StreamPredictor:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.temperature = temperature if temperature is not None else read_temperature(checkpoint.weights) or 1.0
-        if not self.temperature > 0:
-            raise ValueError(f"temperature divides the logits and must be above 0, got {temperature}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature divides the logits and must be above 0 and finite, got {temperature}")
         self.label_space = checkpoint.label_space
         self.classes = checkpoint.classes
         self.num_frames = checkpoint.config.num_frames

@@ -7,9 +7,9 @@ Two kinds of network, one call:
   mean of the logits of the last min(t, T) frames, which is what the network says of the clip that ends there; a clip
   longer than T means the same as its stream. Frame t's own logits answer sooner to what begins.
 - Any other network sees a **sliding window** [STM-J section 4.6]: the state holds the last T-1 frames, and each frame
-  is classified with them, exactly as the network classifies that clip. What a frame gives before it meets another
-  (stem, and whatever stands before the first operation over time; of TSN everything) is computed once and kept. Before
-  T frames there are, the first is repeated.
+  is classified with them, exactly as the network classifies that clip. Of a ResNet, what a frame gives before it meets
+  another (stem, and whatever stands before the first operation over time; of TSN everything) is computed once and kept;
+  of other families the pictures are. Before T frames there are, the first is repeated.
 
 [STM-J] is Wang et al., *Learning spatiotemporal and motion features in a unified 2D network for action recognition*.
 """
@@ -18,13 +18,13 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from clipwise.inference.deploy import Deployed, ends_in_mean
-from clipwise.memory import Memory
+from clipwise.inference.deploy import Deployed, ends_in_mean, record
+from clipwise.memory import Memory, check_kept, check_number, laid_out
 from clipwise.models.network import VideoNetwork
 from clipwise.models.temporal.layers import Remembering
 from clipwise.ops import fold, running_mean, unfold
@@ -47,7 +47,8 @@ class Stream(nn.Module):
     own, which shares the parameters.
 
     Args:
-        model: a network, or a deployed one, which is several times as fast. It stays as it is; parameters are shared.
+        model: a network, or a deployed one, which is several times as fast. It stays as it is; parameters are shared,
+            until the Stream is moved to another device or dtype.
         cuda_graph: record a step's kernels once for each shape of input and replay them. The state that a call returns
             is then the recording's own and holds until the next call. GPUs only.
         consensus: of a causal network, whether the logits after a frame are the mean over the last T, or that frame's.
@@ -77,8 +78,8 @@ class Stream(nn.Module):
             )
         if not (consensus or network.causal):
             raise ValueError(
-                "consensus=False takes a frame's own logits, and this network is not causal: what it says of a frame "
-                "belongs to the window around; leave it out, or train the network with causal=True"
+                "consensus=False (--no-consensus) takes a frame's own logits, and this network is not causal: what it "
+                "says belongs to a window of frames; leave it out, or train the network with causal=True"
             )
         self.consensus = consensus
         self.network = _copy_sharing_parameters(network).eval()
@@ -94,10 +95,41 @@ class Stream(nn.Module):
                     module.memory = self._memory
         self._run: Callable[..., tuple[Tensor, State]] = self._step
         if isinstance(model, Deployed) and model.compiled:
-            self._run = torch.compile(self._run, dynamic=False)
+            self._compiled = torch.compile(self._step, dynamic=False)
+            self._run = self._translated
         if cuda_graph:
-            self._run = _Recorded(self._run)
+            self._run = _Recorded(self._run, self._begun)
         super().train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuse to train.
+
+        Raises:
+            ValueError: for ``mode=True``.
+        """
+        if mode:
+            raise ValueError("a Stream cannot be trained; train the network it was made of, whose parameters it shares")
+        return self
+
+    def _apply(self, *args: Any, **options: Any) -> Self:
+        if self._run != self._step:
+            raise ValueError(
+                "a Stream that compiles or records stays where and in the dtype in which it was made; move the network "
+                "it was made of, and make a Stream of that"
+            )
+        # With parameters of its own: the caller's network stays where it is.
+        self.network = copy.deepcopy(self.network, {id(self._memory): self._memory})
+        super()._apply(*args, **options)
+        self.dtype = next(self.network.parameters()).dtype
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._run != self._step:
+            raise TypeError(
+                "a Stream that compiles or records can be neither copied nor pickled: what it compiled and recorded "
+                "belongs to this process; make a Stream of the same network instead"
+            )
+        return self.__dict__
 
     @torch.no_grad()
     def forward(self, frames: Tensor, state: Sequence[Tensor] | None = None) -> tuple[Tensor, State]:
@@ -115,29 +147,52 @@ class Stream(nn.Module):
                 f"expected frames of shape (N, 3, H, W), or several of each stream (N, t, 3, H, W), got "
                 f"{tuple(frames.shape)}"
             )
+        single = frames.ndim == 4
+        logits, after = self._alone(self._run, frames[:, None] if single else frames, state)
+        return (logits[:, 0] if single else logits), after
+
+    def _alone(self, function: Callable[..., Any], frames: Tensor, *others: Any) -> Any:
         if self._at_work:
             raise ValueError("this Stream is computing a step in another thread; make one for each thread")
-        single = frames.ndim == 4
         self._at_work = True
         try:
             with _without_autocast(frames.device.type):  # the dtype was chosen already
-                logits, after = self._run(frames[:, None] if single else frames, state)
+                return function(frames, *others)
         finally:
             self._at_work = False
-        return (logits[:, 0] if single else logits), after
 
+    @torch.no_grad()
     def initial_state(self, streams: int, height: int, width: int) -> State:
-        """The state of so many streams that have not begun, for pictures of this size."""
-        parameter = next(self.network.parameters())
-        picture = torch.zeros(1, 3, height, width, dtype=self.dtype, device=parameter.device)
-        return tuple(part.new_zeros(streams, *part.shape[1:]) for part in self(picture)[1])
+        """The state of so many streams that have not begun, for pictures of this size.
+
+        Raises:
+            ValueError: for pictures that are too small, or while a step is computed.
+        """
+        device = next(self.network.parameters()).device
+        pictures = torch.zeros(1, 1, 3, height, width, device=device).expand(streams, -1, -1, -1, -1)
+        state: State = self._alone(self._begun, pictures)
+        return state
+
+    def _begun(self, frames: Tensor) -> State:
+        """The state before the first of such frames (N, t, 3, H, W). Neither compiled nor recorded: where a recording
+        keeps its state, another one may live."""
+        kept = self._step(torch.zeros_like(frames[:1, :1]), None)[1]
+        return tuple(laid_out(part.new_zeros(frames.shape[0], *part.shape[1:])) for part in kept)
 
     @staticmethod
     def reset(state: Sequence[Tensor], streams: Sequence[int] | Tensor) -> State:
         """A state in which these streams, by their numbers or a mask (N,), have not begun."""
-        begun = torch.ones(state[0].shape[0], dtype=torch.bool, device=state[0].device)
-        begun[streams if isinstance(streams, Tensor) else list(streams)] = False
-        return tuple(part * begun.reshape(-1, *[1] * (part.ndim - 1)).to(part.dtype) for part in state)
+        begins = torch.zeros(state[0].shape[0], dtype=torch.bool, device=state[0].device)
+        begins[streams if isinstance(streams, Tensor) else list(streams)] = True
+        # Not by a product, which would leave what is not finite.
+        return tuple(part.masked_fill(begins.reshape(-1, *[1] * (part.ndim - 1)), 0) for part in state)
+
+    def _translated(self, frames: Tensor, state: Sequence[Tensor] | None) -> tuple[Tensor, State]:
+        # To a compiler None and each layout of a state is another program.
+        compiled: tuple[Tensor, State] = self._compiled(
+            frames, self._begun(frames) if state is None else tuple(map(laid_out, state))
+        )
+        return compiled
 
     def _step(self, frames: Tensor, state: Sequence[Tensor] | None) -> tuple[Tensor, State]:
         count = frames.shape[1]
@@ -149,7 +204,7 @@ class Stream(nn.Module):
         """(N, t, 3, H, W) → (N, t, num_classes)."""
         network = self.network
         features = network.forward_features(frames)
-        each: Tensor = network.fc(features.float() if self._mean_first else network.dropout(features))
+        each: Tensor = network.fc(self._for_head(features) if self._mean_first else network.dropout(features))
         if not self.consensus:
             return each
         mean = running_mean(each.float()[..., None, None], self.num_frames, memory=self._memory)
@@ -158,6 +213,8 @@ class Stream(nn.Module):
     def _sliding(self, frames: Tensor) -> Tensor:
         """(N, t, 3, H, W) → (N, t, num_classes)."""
         network, count, window = self.network, frames.shape[1], self.num_frames
+        # What a frame gives alone is computed of images of any size.
+        network.check_clips(frames[:, :1].expand(-1, window, -1, -1, -1))
         windows = []
         for part in network.before_time(fold(frames)):
             seen = self._memory.with_past(unfold(part, count), window - 1, repeat_first=True)
@@ -165,10 +222,14 @@ class Stream(nn.Module):
         features = network.over_time(tuple(windows))
         if self._mean_first:
             # The last layer is linear, so the mean of what it makes of the frames is what it makes of their mean.
-            logits = network.fc(features.float().mean(dim=1))
+            logits = network.fc(self._for_head(features).mean(dim=1))
         else:
             logits = network.classify(features)
         return unfold(logits, count)
+
+    def _for_head(self, features: Tensor) -> Tensor:
+        # A deployed network's head is in float32 whatever the other layers are in.
+        return features.to(self.network.fc.weight.dtype)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -192,10 +253,15 @@ def _copy_sharing_parameters(network: VideoNetwork) -> VideoNetwork:
 
 class _Recorded:
     """A step's kernels, recorded once for each shape of frames and replayed after. The state stays where the recording
-    has it, and the recording itself writes the new one over the old."""
+    has it, and the recording itself writes the new one over the old.
 
-    def __init__(self, step: Callable[..., tuple[Tensor, State]]) -> None:
-        self.step = step
+    Args:
+        step: (frames, state) → logits and the state after.
+        begun: frames → the state before the first of such frames.
+    """
+
+    def __init__(self, step: Callable[..., tuple[Tensor, State]], begun: Callable[[Tensor], State]) -> None:
+        self.step, self.begun = step, begun
         self.recorded: dict[tuple[torch.Size, torch.dtype], tuple[torch.cuda.CUDAGraph, Tensor, Tensor, State]] = {}
 
     def __call__(self, frames: Tensor, state: Sequence[Tensor] | None) -> tuple[Tensor, State]:
@@ -205,25 +271,24 @@ class _Recorded:
             if key not in self.recorded:
                 self.recorded[key] = self._record(frames)
             graph, given, logits, own = self.recorded[key]
-            given.copy_(frames)
             if state is None:
                 torch._foreach_zero_(list(own))
-            elif any(mine is not theirs for mine, theirs in zip(own, state, strict=True)):
+            elif len(state) != len(own) or any(mine is not theirs for mine, theirs in zip(own, state, strict=True)):
+                check_number(len(state), at_least=len(own), at_most=len(own))
+                for number, (mine, theirs) in enumerate(zip(own, state, strict=True)):
+                    check_kept(number, theirs, mine.shape, mine.dtype)
                 torch._foreach_copy_(list(own), list(state))
+            given.copy_(frames)
             graph.replay()
             return logits.clone(), own
 
     def _record(self, frames: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, State]:
-        given = frames.clone()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what compiles, tunes or allocates at a first call must not be recorded
-            state = tuple(part.contiguous() for part in self.step(given, None)[1])
-            for _ in range(2):
-                self.step(given, state)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        given, state = frames.clone(), self.begun(frames)
+
+        def step() -> Tensor:
             logits, after = self.step(given, state)
             torch._foreach_copy_(list(state), list(after))
+            return logits
+
+        graph, logits = record(step)
         return graph, given, logits, state

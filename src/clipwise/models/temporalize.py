@@ -71,11 +71,28 @@ _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.SyncBatchNorm, nn.Insta
 _SHORTCUTS = ("downsample", "shortcut", "proj")
 
 
-@dataclass
-class _Length:
-    """Of the clips that go through a network just now; its hooks unfold them by it."""
+def _thread() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
-    frames: int
+
+class _Length:
+    """Of the clips that go through a network just now; its hooks unfold them by it.
+
+    Each thread has its own, for threads may share a network. One that has none computes again, for gradients, what
+    another did last.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._latest = frames
+        self._of: dict[int, int] = {}
+
+    @property
+    def frames(self) -> int:
+        return self._of.get(_thread(), self._latest)
+
+    @frames.setter
+    def frames(self, frames: int) -> None:
+        self._latest = self._of[_thread()] = frames
 
 
 class Temporalized(VideoNetwork):
@@ -564,14 +581,11 @@ class _Joined(_Hooks):
         super().__init__(module, length)
         self.y: dict[int, Tensor] = {}
 
-    def _thread(self) -> int:
-        return 0 if torch.compiler.is_compiling() else threading.get_ident()
-
     def keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        self.y[self._thread()] = inputs[0]
+        self.y[_thread()] = inputs[0]
 
     def _join(self, s: Tensor) -> Tensor:
-        y = self.y.pop(self._thread())
+        y = self.y.pop(_thread())
         return fold(self.module(self.unfold(s), self.unfold(y)))
 
     def at_input(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
