@@ -561,8 +561,8 @@ def streams(results: Results) -> Iterator[str]:
         yield prose(
             f"{machine(record)}, {count(record['threads'], 'thread')}; everything deployed, frames on the device. The"
             " image network is TSN with one frame; a causal network keeps a state; sliding computes a window of"
-            f" {record['num_frames']} frames for each new one. Goal: {record['goal']}. Milliseconds a frame, median"
-            " (quartiles) of alternating turns.",
+            f" {record['condition']['num_frames']} frames for each new one. Goal: {record['goal']}. Milliseconds a"
+            " frame, median (quartiles) of alternating turns.",
         )
         settings = dict.fromkeys((row["backbone"], row["size"], row["dtype"]) for row in record["time"])
         rows = {(row["network"], row["backbone"], row["size"], row["dtype"]): row for row in record["time"]}
@@ -578,7 +578,7 @@ def streams(results: Results) -> Iterator[str]:
         )
         if memory := record["memory"]:
             yield prose(
-                f"`clipwise stream` over {memory['frames']:,} raw pictures, a process of its own: resident memory grows"
+                f"The verb `stream` over {memory['frames']:,} raw pictures, a process of its own: resident memory grows"
                 f" by {memory['megabytes_per_10000_frames']:.2f} MB in 10,000 frames.",
             )
     yield commands(*(own_command(name, record) for name, record in results.items()))

@@ -209,8 +209,13 @@ def main() -> None:
         "command": f"python benchmarks/stream.py --output {arguments.output}",
         **account(device),
         "goal": GOALS[device.type],
-        "num_frames": FRAMES,
-        "rounds": ROUNDS,
+        "condition": {
+            "num_frames": FRAMES,
+            "classes": CLASSES,
+            "rounds": ROUNDS,
+            "frames_in_a_turn": A_TURN,
+            "memory": f"stm_resnet18, base_width 16, causal, {SIDE}², OMP_NUM_THREADS=1",
+        },
         **{part: earlier.get(part) for part in PARTS},
     }
     if "macs" in arguments.parts:

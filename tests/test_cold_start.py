@@ -86,6 +86,7 @@ print(json.dumps(sorted({*sys.modules} - before)))
     assert {name for name in modules if name.startswith("clipwise.cli.")} == {
         "clipwise.cli.app",
         "clipwise.cli.predict",
+        "clipwise.cli.stream_options",
     }
     assert "av" in modules
     assert not (HEAVY | {"rich"}) & parts(modules)
@@ -99,7 +100,8 @@ def test_every_file_of_the_command_line_belongs_to_the_verb_it_defines() -> None
         defined = {inner.callback.__module__ for inner in getattr(one, "commands", {verb: one}).values()}
         assert defined == listed[verb]
     files = {f"clipwise.cli.{file.stem}" for file in Path(cli.__file__).parent.glob("*.py")}
-    assert files == {"clipwise.cli.__init__", "clipwise.cli.app"}.union(*listed.values())
+    shared = {"clipwise.cli.__init__", "clipwise.cli.app", "clipwise.cli.stream_options"}
+    assert files == shared.union(*listed.values())
 
 
 # The collector

@@ -219,7 +219,7 @@ def test_weights_of_another_width_are_refused(run: Path, tmp_path: Path) -> None
 
 
 def test_public_names_are_the_documented_ones() -> None:
-    names = ["Manifest", "Predictor", "__version__", "create_model", "deploy", "evaluate"]
+    names = ["Manifest", "Predictor", "Stream", "__version__", "create_model", "deploy", "evaluate"]
     names += ["list_models", "load", "temporalize", "train"]
     assert clipwise.__all__ == names
     assert all(getattr(clipwise, name) for name in names)

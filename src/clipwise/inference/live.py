@@ -8,7 +8,7 @@
 A live source does not wait. Where a queue is full its **oldest** pictures are left out and counted, so that what comes
 out is never older than the queue is long: with N pictures waiting and s seconds for each, about (N + 1) · s. Packets
 can only be left out up to the next one that needs none before it (a keyframe). Any other source waits instead, and
-nothing is left out; the network then takes several pictures at once, which is faster.
+nothing is left out; the network then takes a full queue at once, which is faster.
 
 What happened to the source (:class:`Notice`) travels through the same queues and is never left out: it comes out
 between the pictures where it happened. So does an error, after everything that was recognised before it.
@@ -369,6 +369,13 @@ class Live:
             self._look([item for item in items if isinstance(item, _Prepared)])
 
     def _look(self, pictures: list[_Prepared]) -> None:
+        # All that the queue holds, or one by one: for each other number oneDNN would keep programs of its own, and a
+        # GPU a recording, of which a long stream would come to have one after the other.
+        at_once = self._at_once if len(pictures) == self._at_once else 1
+        for first in range(0, len(pictures), at_once):
+            self._look_at(pictures[first : first + at_once])
+
+    def _look_at(self, pictures: list[_Prepared]) -> None:
         seen = [picture.pixels for picture in pictures if picture.pixels is not None]
         scores: Iterator[NDArray[np.float32]] = iter(())
         if seen:
