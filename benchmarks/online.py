@@ -530,12 +530,18 @@ def main() -> None:
     losses = {
         f"{row['network']} against {row['offline']}": -row["mean_class_accuracy"]["points"]
         for row in compared
-        if row["answers"] == "causal, last frame"
+        if row["answers"] == "causal, last frame" and "_moved" not in row["network"]  # which are not meant to be used
     }
+    why_this_stride = "given"
+    if arguments.stride is None:
+        why_this_stride = "frames of a training clip of median length, divided by the network's frames"
+    lifted = ("versions", "device", "threads")
     record: dict[str, Any] = {
         "what": "networks that follow video frame by frame: accuracy on clips, and events in joined recordings",
-        "command": command_line().replace(str(arguments.output), "…"),
-        "clips": {key: value for key, value in found.record.items() if key != "command"},
+        "command": "python benchmarks/" + command_line().replace(str(arguments.output), "…"),
+        **{key: found.record[key] for key in lifted},
+        "condition": {"weights": arguments.weights, "stride": why_this_stride},
+        "clips": {key: value for key, value in found.record.items() if key not in ("command", *lifted)},
         "recordings": {
             "source": found.record["data"]["source"],
             "split": arguments.split,
@@ -546,9 +552,7 @@ def main() -> None:
             "grid": SETTINGS,
             "within_seconds": NEAR,
             "stride": strides,
-            "why_this_stride": "frames of a training clip of median length, divided by the network's frames"
-            if arguments.stride is None
-            else "given",
+            "why_this_stride": why_this_stride,
             "joined": [
                 {
                     "recording": one.name,
