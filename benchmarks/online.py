@@ -501,6 +501,10 @@ def main() -> None:
             on_error="raise",
             progress=told("clips"),
         )
+        for one in found.record["networks"]:  # those made here lie where nobody will look for them
+            weights = Path(one["checkpoint"]["weights"])
+            if "_moved" in weights.parent.name:
+                one["checkpoint"]["weights"] = f"{weights.parent.name}/{weights.name}"
         names = [network.name for network in found.networks]
         folder = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
