@@ -1,9 +1,9 @@
 """``clipwise analyze``: what results and networks tell about space and time."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,6 +19,8 @@ __all__ = ["analyze", "contribution", "online", "order"]
 
 analyze = typer.Typer(help="What results and networks tell about space and time.", no_args_is_help=True)
 app.add_typer(analyze, name="analyze")
+
+_Found = TypeVar("_Found", "OrderProbe", "OnlineEvaluation")
 
 _SHOWN = 30  # classes in the table and the picture
 
@@ -164,7 +166,6 @@ def order(
     """
     from clipwise.cli.evaluate import checkpoints_and_data, views_of
     from clipwise.evaluation.order_probe import probe_order
-    from clipwise.files import write_json
 
     checkpoints, data = checkpoints_and_data(paths, data)
     views = [views_of(checkpoint, None, overrides or ()) for checkpoint in checkpoints]
@@ -189,17 +190,7 @@ def order(
             on_error=on_error,
             progress=progress,
         )
-    if output is not None:
-        write_json(output, probe.record)
-    if plot is not None:
-        _draw(plot, probe)
-    if as_json:
-        typer.echo(json.dumps(probe.record, ensure_ascii=False))
-    else:
-        _print_probe(probe)
-    if output is not None or plot is not None:
-        say(f"written: {', '.join(str(path) for path in (output, plot) if path is not None)}")
-    _name_unreadable(probe.unreadable, on_error)
+    _deliver(probe, _print_probe, _draw, output=output, plot=plot, as_json=as_json, on_error=on_error)
 
 
 def _print_probe(probe: "OrderProbe") -> None:
@@ -321,7 +312,6 @@ def online(
     Example: `clipwise analyze online runs/stm runs/stm_causal --data videos/ --split val --plot earliness.png`
     """
     from clipwise.evaluation.online import Looks, evaluate_online
-    from clipwise.files import write_json
 
     if multiple is None and stride is None and rate is None:
         multiple = 1
@@ -343,17 +333,7 @@ def online(
             on_error=on_error,
             progress=progress,
         )
-    if output is not None:
-        write_json(output, found.record)
-    if plot is not None:
-        _draw_earliness(plot, found)
-    if as_json:
-        typer.echo(json.dumps(found.record, ensure_ascii=False))
-    else:
-        _print_online(found)
-    if output is not None or plot is not None:
-        say(f"written: {', '.join(str(path) for path in (output, plot) if path is not None)}")
-    _name_unreadable(found.unreadable, on_error)
+    _deliver(found, _print_online, _draw_earliness, output=output, plot=plot, as_json=as_json, on_error=on_error)
 
 
 def _print_online(found: "OnlineEvaluation") -> None:
@@ -404,6 +384,32 @@ def _draw_earliness(path: Path, found: "OnlineEvaluation") -> None:
         earliness_curves(path, SHARES, results, "How early a network is right", "mean-class accuracy, %")
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error}); give another --plot") from error
+
+
+def _deliver(
+    found: _Found,
+    show: Callable[[_Found], None],
+    draw: Callable[[Path, _Found], None],
+    *,
+    output: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    on_error: str,
+) -> None:
+    """Write what was asked for, print the rest, and name the videos that could not be read."""
+    from clipwise.files import write_json
+
+    if output is not None:
+        write_json(output, found.record)
+    if plot is not None:
+        draw(plot, found)
+    if as_json:
+        typer.echo(json.dumps(found.record, ensure_ascii=False))
+    else:
+        show(found)
+    if output is not None or plot is not None:
+        say(f"written: {', '.join(str(path) for path in (output, plot) if path is not None)}")
+    _name_unreadable(found.unreadable, on_error)
 
 
 def _name_unreadable(unreadable: "Sequence[Failure]", on_error: str) -> None:

@@ -41,8 +41,7 @@ from clipwise.data.sampling import segments_middle
 from clipwise.data.transforms import Normalise
 from clipwise.evaluation.ensemble import require_same_videos
 from clipwise.evaluation.metrics import VideoMetrics, mean_softmax, video_metrics
-from clipwise.evaluation.protocols import segments_of
-from clipwise.evaluation.run import checkpoint_names, drawn_videos, videos_to_score
+from clipwise.evaluation.run import account_of_videos, checkpoint_names, drawn_videos, videos_to_score
 from clipwise.files import file_sha256, portable_path
 from clipwise.inference.deploy import deploy
 from clipwise.inference.stream_predictor import Pace, StreamPredictor
@@ -344,24 +343,16 @@ def evaluate_online(
         raise ValueError(f"{first.source}: none of {len(first)} videos could be read for all networks: {some}")
     networks = tuple(one.of_videos(common) for one in read)
     groups = _groups(networks)
-    segments = segments_of(first, np.array(common)) or ({},) * len(common)
+    data_told, videos_told = account_of_videos(first, common, used, failures.values())
     record = {
         "command": command_line(),
-        "data": {
-            "source": portable_path(first.source, Path.cwd()),
-            "split": used,
-            "videos": len(common),
-            "unreadable": [failure._asdict() for failure in failures.values()],
-        },
+        "data": data_told,
         "frames_looked_at": {key: value for key, value in asdict(looks).items() if value is not None},
         "seed": seed,
         "precision": precision,
         "networks": [network.to_dict() for network in networks],
         "groups": [group.to_dict() for group in groups if len(group.members) > 1],
-        "videos": [
-            {"video": first[index].name, **segment, "label": first.names_of(index)[0]}
-            for index, segment in zip(common, segments, strict=True)
-        ],
+        "videos": videos_told,
         "latency": "from a decoded picture to the answer that it completes, one picture at a time",
         "device": device_name(device),
         "threads": torch.get_num_threads(),

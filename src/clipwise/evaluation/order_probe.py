@@ -32,8 +32,8 @@ from clipwise.data.sampling import segments_middle
 from clipwise.data.transforms import Normalise
 from clipwise.evaluation.ensemble import require_same_videos
 from clipwise.evaluation.metrics import VideoMetrics, video_metrics
-from clipwise.evaluation.protocols import class_scores, network_outputs, score_views, segments_of
-from clipwise.evaluation.run import checkpoint_names, drawn_videos, videos_to_score
+from clipwise.evaluation.protocols import class_scores, network_outputs, score_views
+from clipwise.evaluation.run import account_of_videos, checkpoint_names, drawn_videos, videos_to_score
 from clipwise.files import file_sha256, portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run
@@ -406,24 +406,16 @@ def probe_order(
     chosen = np.array(common)
     probes = tuple(_only(probe, np.isin(indices, chosen)) for indices, probe in read)
     verdict, conclusion = data_verdict(probes)
-    segments = segments_of(first, chosen) or ({},) * len(chosen)
+    data_told, videos_told = account_of_videos(first, common, used, failures.values())
     record = {
         "command": command_line(),
-        "data": {
-            "source": portable_path(first.source, Path.cwd()),
-            "split": used,
-            "videos": len(chosen),
-            "unreadable": [failure._asdict() for failure in failures.values()],
-        },
+        "data": data_told,
         "seed": seed,
         "margin": MARGIN,
         "data_verdict": verdict,
         "conclusion": conclusion,
         "networks": [one | _figures(probe) for one, probe in zip(records, probes, strict=True)],
-        "videos": [
-            {"video": first[int(index)].name, **segment, "label": first.names_of(int(index))[0]}
-            for index, segment in zip(chosen, segments, strict=True)
-        ],
+        "videos": videos_told,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +12,15 @@ import torch
 
 from clipwise.checkpoint import Checkpoint, command_line, device_name, read_checkpoint, versions
 from clipwise.config import ViewsConfig
-from clipwise.data.failures import OnError
+from clipwise.data.failures import Failure, OnError
 from clipwise.data.manifest import Manifest, class_list_hash
 from clipwise.evaluation.presets import changed_fields, protocol_entry, protocol_views
-from clipwise.evaluation.protocols import AVERAGES, Evaluation, evaluate_model
+from clipwise.evaluation.protocols import AVERAGES, Evaluation, evaluate_model, segments_of
 from clipwise.files import file_sha256, portable_path
 from clipwise.models.network import channels_last
 from clipwise.training.account import RunAccount, is_run, video
 
-__all__ = ["EvaluationResult", "checkpoint_names", "drawn_videos", "evaluate", "videos_to_score"]
+__all__ = ["EvaluationResult", "account_of_videos", "checkpoint_names", "drawn_videos", "evaluate", "videos_to_score"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,24 @@ def drawn_videos(manifest: Manifest, number: int, seed: int) -> Manifest:
         return manifest
     drawn = set(np.random.default_rng(seed).permutation(len(manifest))[:number].tolist())
     return manifest.with_splits(["drawn" if row in drawn else "" for row in range(len(manifest))]).select("drawn")
+
+
+def account_of_videos(
+    manifest: Manifest, scored: Sequence[int], split: str | None, unreadable: Iterable[Failure]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Where the videos come from, and each of those that all networks scored, for JSON."""
+    segments = segments_of(manifest, np.array(scored)) or ({},) * len(scored)
+    data = {
+        "source": portable_path(manifest.source, Path.cwd()),
+        "split": split,
+        "videos": len(scored),
+        "unreadable": [failure._asdict() for failure in unreadable],
+    }
+    videos = [
+        {"video": manifest[index].name, **segment, "label": manifest.names_of(index)[0]}
+        for index, segment in zip(scored, segments, strict=True)
+    ]
+    return data, videos
 
 
 def checkpoint_names(checkpoints: Sequence[str | Path]) -> list[str]:

@@ -34,6 +34,7 @@ from clipwise.checkpoint import command_line, device_name, read_checkpoint, vers
 from clipwise.data.failures import OnError
 from clipwise.data.labels import LabelSpace
 from clipwise.data.transforms import Normalise
+from clipwise.evaluation.metrics import mean_scores
 from clipwise.evaluation.protocols import class_scores, network_outputs
 from clipwise.evaluation.run import videos_to_score
 from clipwise.files import file_sha256, portable_path, write_json
@@ -269,10 +270,9 @@ def negative_log_likelihood(
 
 def probabilities(logits: Logits, space: LabelSpace, temperature: float = 1.0) -> NDArray[np.float64]:
     """(N, C) logits → scores at a temperature: softmax of each head, sigmoid of label sets."""
-    z = np.asarray(logits, np.float64) / temperature
-    if space.multi_label:
-        return _sigmoid(z)
-    return np.concatenate([_softmax(part) for part in np.split(z, np.cumsum(space.sizes)[:-1], axis=1)], axis=1)
+    z = torch.from_numpy(np.asarray(logits, np.float64) / temperature)
+    scores: NDArray[np.float64] = mean_scores(z[:, None], space).numpy()
+    return scores
 
 
 def expected_calibration_error(scores: ArrayLike, right: ArrayLike, bins: int = BINS) -> float:
