@@ -7,9 +7,9 @@ readers   8 frames spread over a clip, and 32 consecutive ones with a stride of 
           ours          ``clipwise.data.decode.VideoFile``
           in order      PyAV: decode in order, convert the wanted, stop after the last
           naive         PyAV: decode and convert every frame
-          bare          PyAV, told at which keyframe to begin: decode in order from there, convert the wanted. For
-                        frames in a row this is the least that a reader on PyAV can do. (In AVI with B-frames it may
-                        begin a frame beside.)
+          bare          PyAV, told at which keyframe to begin: decode in order from there, convert the wanted, both as
+                        ours does, and nothing else. For frames in a row this is the least that a reader on PyAV can
+                        do. (In AVI with B-frames it may begin a frame beside.)
           decord2       ``VideoReader.get_batch``
           opencv        ``VideoCapture``: grab all, retrieve the wanted
           torchcodec    ``VideoDecoder.get_frames_at``, exact, its default
@@ -51,12 +51,13 @@ from torch.utils.data import DataLoader
 
 from clipwise.config import AugmentationConfig, DataConfig
 from clipwise.data.dataset import Draw, TrainingClips
-from clipwise.data.decode import VideoFile, rgb_pixels
+from clipwise.data.decode import UNPROBED, VideoFile
+from clipwise.data.direct_rgb import SLACK, DirectRgb, rgb_pixels
 from clipwise.data.manifest import Manifest
 from clipwise.data.pack import pack
 from clipwise.data.shards import write_shards
 from clipwise.data.shared_buffers import ClipLoader
-from clipwise.data.transforms import crop_resize, flip, train_box
+from clipwise.data.transforms import crop_resize, train_box
 
 Reader = Callable[[str, list[int]], np.ndarray]
 PARTS = ("readers", "stores", "index", "loader", "memory")
@@ -91,17 +92,27 @@ def pyav_bare(path: str, indices: list[int]) -> np.ndarray:
     stamp, skip = keyframe_before(path, indices[0])
     places = {index - indices[0] + skip: place for place, index in enumerate(dict.fromkeys(indices))}
     last = max(places)
-    with av.open(path, metadata_errors="ignore") as container:
+    # Opened, and converted, in the cheapest way that ours knows.
+    options = UNPROBED if path.endswith((".avi", ".mp4", ".webm")) else None
+    with av.open(path, metadata_errors="ignore", options=options) as container:
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        container.seek(stamp, stream=stream)
-        reformatter = av.video.reformatter.VideoReformatter()
-        pictures = np.empty((len(places), stream.height, stream.width, 3), np.uint8)
-        for number, frame in enumerate(container.decode(stream)):
-            if number in places:
-                pictures[places[number]] = rgb_pixels(reformatter.reformat(frame, format="rgb24", threads=1))
-            if number == last:
-                return pictures
+        codec = stream.codec_context
+        codec.thread_count = 1
+        if stamp:
+            container.seek(stamp, stream=stream)
+        direct, reformatter = DirectRgb(), av.video.reformatter.VideoReformatter()
+        size = stream.height * stream.width * 3
+        memory = np.empty(len(places) * size + SLACK, np.uint8)
+        pictures = memory[:-SLACK].reshape(len(places), stream.height, stream.width, 3)
+        number = 0
+        for packet in container.demux(stream):
+            for frame in codec.decode(packet):
+                place = places.get(number)
+                if place is not None and not direct.convert(frame, memory.ctypes.data + place * size):
+                    pictures[place] = rgb_pixels(reformatter.reformat(frame, format="rgb24", threads=1))
+                if number == last:
+                    return pictures
+                number += 1
     raise RuntimeError(f"{path}: ends before frame {max(indices)}")
 
 
@@ -488,7 +499,7 @@ def through_loader(clips: Any, batches: list[list[Draw]]) -> tuple[float, float]
 
 
 def loader_overhead(
-    groups: dict[str, list[str]], folder: Path, rounds: int, seconds_each: float = 2.0
+    groups: dict[str, list[str]], folder: Path, rounds: int, seconds_each: float = 1.0
 ) -> dict[str, Any]:
     """A loader process's seconds a clip beside those of the bare steps: read, crop and resize, flip every other.
 
@@ -543,9 +554,7 @@ def loader_times(
             scales=augmentation.scales,
             max_distort=augmentation.max_distort,
         )
-        clip = crop_resize(frames, box, SIDE)
-        if rng.random() < 0.5:
-            flip(clip)
+        crop_resize(frames, box, SIDE, mirrored=rng.random() < 0.5)
 
     milliseconds: dict[str, list[tuple[float, float]]] = {}
     for turn in range(rounds + 1):
@@ -668,7 +677,7 @@ def main() -> None:
         if "index" in arguments.parts:
             result["index"] = index_costs(rendered, folder, arguments.rounds)
         if "loader" in arguments.parts:
-            result["loader"] = loader_overhead(groups, folder, 3)
+            result["loader"] = loader_overhead(groups, folder, 8)
         if "memory" in arguments.parts:
             quick = {name: files for name, files in groups.items() if name.endswith(("adl", "handwash12"))} or groups
             result["memory"] = memory(quick, folder, arguments.samples)

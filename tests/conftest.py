@@ -1,7 +1,10 @@
 """Fixtures shared by all tests, and the closing account of what was skipped and why."""
 
+import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,25 @@ from clipwise.data.synthetic import synthesize
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# Trainings here are compared to the bit with those of other processes, and how many threads share a sum changes it.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 # Tests press Ctrl-C; what a script starts in its background ignores it, and so would all that is started here.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# How long tests wait for another process or thread, in seconds. Machines may be slow and busy: only a hang takes this.
+PATIENCE = 300
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition holds; fails, and says what was waited for, when patience ends."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"waited {PATIENCE} s in vain: {what}"
+        time.sleep(0.05)
 
 
 def clipwise(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:

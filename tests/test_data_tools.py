@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -20,7 +19,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import clipwise
+from conftest import PATIENCE, clipwise, until
+from dying import dies_or_not
 from PIL import Image
 
 from clipwise.data.check import UNUSABLE, CheckReport, FileTask, check, inspect, journal_of
@@ -329,6 +329,36 @@ def test_kinds_that_are_allowed_do_not_count(odd: Path, monkeypatch: pytest.Monk
     assert clipwise("data", "check", odd, "--workers", "2", *allowed[:-2], monkeypatch=monkeypatch) == 1
 
 
+def test_what_is_allowed_stays_in_the_list_if_it_can_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = encode(tmp_path / "cut.mp4", pictures(seed=2), container_options=FAST)
+    cut.write_bytes(cut.read_bytes()[: sum(box(cut, b"mdat")) // 2])
+    encode(tmp_path / "whole.mp4", pictures(seed=1))
+    encode(tmp_path / "brief.mp4", pictures(3))
+    names = ("whole.mp4", "brief.mp4", "cut.mp4", "gone.mp4")
+    source = write(tmp_path / "m.csv", [{"path": name, "label": "ab"[n % 2]} for n, name in enumerate(names)])
+    clean = tmp_path / "clean.csv"
+    command = ("data", "check", source, "--clean", clean, "--overwrite", "--workers", "1")
+
+    def kept(*allowed: str) -> tuple[int, list[str], str]:
+        options = [part for kind in allowed for part in ("--allow", kind)]
+        status = clipwise(*command, *options, monkeypatch=monkeypatch)
+        return status, [row["path"] for row in rows_of(clean)], capsys.readouterr().err.splitlines()[-1]
+
+    assert kept()[:2] == (1, ["whole.mp4"])
+    assert kept("short")[:2] == (1, ["whole.mp4", "brief.mp4"])
+    status, listed, last = kept("short", "incomplete", "missing")
+    assert (status, listed) == (0, ["whole.mp4", "brief.mp4", "cut.mp4"])
+    assert last.endswith(f"nothing is wrong but what --allow names; {clean} leaves out 1 video that cannot be decoded")
+    encode(tmp_path / "gone.mp4", pictures(seed=5))
+    assert kept("short", "incomplete") == (
+        0,
+        list(names),
+        "4 videos, their beginnings, middles and ends decoded: nothing is wrong",
+    )
+
+
 def test_findings_of_several_videos_are_told_apart_and_counted_alike(
     odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,29 +393,9 @@ def test_a_class_whose_videos_are_all_unusable_stays_in_the_list(tmp_path: Path)
 # Processes that die
 
 
-def dies_or_not(task: str, beat: Callable[[], None]) -> str:
-    kind, _, where = task.partition(" ")
-    if kind == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if kind == "exit":
-        os._exit(3)
-    if kind == "once" and not Path(where).exists():
-        Path(where).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "hang":
-        time.sleep(60)
-    if kind == "slow":
-        for _ in range(15):
-            time.sleep(0.1)
-            beat()
-    return f"done {kind}"
-
-
 def test_a_death_or_a_hang_costs_one_task_and_no_other(tmp_path: Path) -> None:
     tasks = ["a", "crash", "b", f"once {tmp_path / 'mark'}", "exit", "hang", "c", "slow", "d"]
-    begin = time.monotonic()
     outcomes = dict(run_isolated(dies_or_not, tasks, workers=2, timeout=2))
-    assert time.monotonic() - begin < 30
     for number in (0, 2, 6, 7, 8):
         assert outcomes[number].value == f"done {tasks[number]}"
         assert not outcomes[number].deaths
@@ -425,7 +435,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_that_file(broken: Path, tmp_path:
     )
     report = tmp_path / "report.json"
     command = [sys.executable, tmp_path / "faulty.py", "data", "check", source, "-o", report, "--workers", "2"]
-    ended = subprocess.run([*command, "--timeout", "2"], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([*command, "--timeout", "2"], capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 1, ended.stderr
     found = json.loads(report.read_text())
     assert found["counts"] == {"crashed": 1, "hung": 1}
@@ -467,23 +477,18 @@ def test_after_ctrl_c_or_a_kill_it_goes_on_where_it_was(
     journal = journal_of(output)
     command = [sys.executable, str(tmp_path / "slow.py"), "data", "check", str(broken), "-o", str(output)]
     running = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("\n") < 5):
-        time.sleep(0.05)
+    until(lambda: journal.exists() and journal.read_text().count("\n") >= 5, "some videos are checked")
     if how == "ctrl_c":
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     else:
         running.kill()
-    _, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=PATIENCE)
     if how == "ctrl_c":
         assert running.returncode == 130, err
         assert "--resume" in err
     assert "Traceback" not in err
     assert not output.exists()
-    deadline = time.monotonic() + 10
-    while living(running.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert living(running.pid) == []  # no worker is left behind
+    until(lambda: not living(running.pid), "no worker is left behind")
     known = journal.read_text().count("\n") - 1
     assert 4 <= known < len(Manifest.read(broken))
     with journal.open("a") as file:
@@ -766,6 +771,73 @@ def test_a_split_keeps_all_columns_and_finds_its_files_again(
     assert len({(row["Person"], row["split"]) for row in written}) == 10
     assert clipwise(*command, monkeypatch=monkeypatch) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_one_split_is_divided_and_the_others_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of UCF-101: an official test split, and val to be held out of the official train."""
+    rng = random.Random(0)
+    rows: list[dict[str, object]] = [
+        {"path": f"{name}_g{group:02d}_c{clip}.mp4", "label": name, "split": "test" if group < 4 else "train"}
+        for name, group, clip in itertools.product("abc", range(1, 15), range(3))
+    ]
+    rng.shuffle(rows)
+    rows.append({"path": "a_g01_extra.mp4", "label": "a", "split": ""})
+    source, output = write(tmp_path / "m.csv", rows), tmp_path / "out.csv"
+    command = ("data", "split", source, output, "--overwrite", "--no-duplicates-check")
+    groups = ("--group-by", r"_g(\d+)_")
+    assert clipwise(*command, *groups, "--only", "train", monkeypatch=monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert "99 videos in 11 groups; 28 as they were" in err
+    assert re.search(r"train \(80%\).*val \(20%\)", out)
+    assert "test" not in out
+    divided: dict[str, set[str]] = {"train": set(), "val": set()}
+    for before, after in zip(rows, rows_of(output), strict=True):
+        assert after["path"] == before["path"]
+        if before["split"] == "train":
+            divided[after["split"]].add(re.findall(r"_g(\d+)_", after["path"])[0])
+        else:
+            assert after["split"] == before["split"]
+    assert (len(divided["train"]), len(divided["val"])) == (9, 2)
+    assert not divided["train"] & divided["val"]
+    manifest = Manifest.read(output)
+    for split in ("train", "val"):
+        assert {manifest.names_of(row)[0] for row, item in enumerate(manifest) if item.split == split} == set("abc")
+
+    # What is left keeps its name, and nothing is added to a split that is there.
+    half = ("--val", "0", "--test", "0.5")
+    assert clipwise("data", "split", output, tmp_path / "b.csv", "--only", "val", *half, monkeypatch=monkeypatch) == 1
+    assert "has a split test already, and --only val would add to it" in capsys.readouterr().err
+    for wrong, message in (
+        (("--only", "training"), "no split 'training'; there is: test, train"),
+        (("--only", "test", "--val", "0", "--test", "0.5"), "has a split test already"),
+        (("--only", "train", "--resplit"), "give one of them"),
+    ):
+        assert clipwise(*command, *wrong, monkeypatch=monkeypatch) == 1
+        assert message in capsys.readouterr().err
+    for row in rows:
+        row["split"] = "val" if row["split"] == "test" else row["split"]
+    write(source, rows)
+    assert clipwise(*command, "--only", "val", *half, monkeypatch=monkeypatch) == 0
+    assert Counter(row["split"] for row in rows_of(output)) == {"train": 99, "val": 14, "test": 13, "": 1}
+
+
+def test_only_what_was_divided_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = []
+    for number in range(4):
+        encode(tmp_path / f"v{number}.mp4", pictures(20, seed=number // 2))  # two and two alike
+        rows.append({"path": f"v{number}.mp4", "label": "a", "split": "train" if number < 2 else "test"})
+    source, output = write(tmp_path / "m.csv", rows), tmp_path / "out.csv"
+    shutil.copy(tmp_path / "v0.mp4", tmp_path / "v2.mp4")
+    options = ("--only", "train", "--val", "0.5", "--workers", "1")
+    assert clipwise("data", "split", source, output, *options, monkeypatch=monkeypatch) == 0
+    err = capsys.readouterr().err
+    assert "warning: 1 pair" in err
+    assert "v0.mp4" in err
+    assert "v2.mp4" not in err
 
 
 def test_several_heads_and_several_labels_are_divided_by_each_class(tmp_path: Path) -> None:

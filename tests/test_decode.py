@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -361,10 +362,10 @@ def test_one_late_frame_does_not_cost_the_whole_file(
     fed = 0
     plain = VideoFile._decode
 
-    def counting(self: VideoFile, packet: Any, *, last: bool = False) -> list[Any]:
+    def counting(self: VideoFile, packet: Any) -> list[Any]:
         nonlocal fed
         fed += 1
-        return plain(self, packet, last=last)
+        return plain(self, packet)
 
     monkeypatch.setattr(VideoFile, "_decode", counting)
     with VideoFile(path) as video:
@@ -380,9 +381,9 @@ def test_frames_nothing_refers_to_are_skipped(videos: Library, name: str, monkey
     given = 0
     plain = VideoFile._decode
 
-    def counting(self: VideoFile, packet: Any, *, last: bool = False) -> list[Any]:
+    def counting(self: VideoFile, packet: Any) -> list[Any]:
         nonlocal given
-        out = plain(self, packet, last=last)
+        out = plain(self, packet)
         given += len(out)
         return out
 
@@ -390,6 +391,52 @@ def test_frames_nothing_refers_to_are_skipped(videos: Library, name: str, monkey
     with VideoFile(path) as video:
         video.read([0, len(frames) - 1])
     assert given < 0.8 * len(frames)
+
+
+@pytest.mark.usefixtures("large_or_small")
+@pytest.mark.parametrize("name", ["h264 GOP 12", "h264, no B-frames", "mpeg4 avi", "mjpeg avi"])
+def test_keyframes_on_the_way_are_passed_and_distant_ones_entered(
+    videos: Library, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To begin anew at each keyframe within a row of frames costs more than to go on."""
+    path, frames, _ = videos(name)
+    count, entries, fed = len(frames), 0, 0
+    begin, decode_packet = VideoFile._packets_from, VideoFile._decode
+
+    def counted(self: VideoFile, first: int) -> Any:
+        nonlocal entries
+        entries += 1
+        return begin(self, first)
+
+    def given(self: VideoFile, packet: Any) -> list[Any]:
+        nonlocal fed
+        fed += packet is not None
+        return decode_packet(self, packet)
+
+    monkeypatch.setattr(VideoFile, "_packets_from", counted)
+    monkeypatch.setattr(VideoFile, "_decode", given)
+    all_key = name == "mjpeg avi"
+    every_other = range(0, count - 1, 2)
+    for indices, expected in (
+        (range(count // 4, count - 1), 1),
+        ([2, count - 2], 2),
+        # Where every frame is a keyframe, none that is not wanted is decoded.
+        *([(every_other, len(every_other))] if all_key else []),
+    ):
+        entries = fed = 0
+        with VideoFile(path) as video:
+            np.testing.assert_array_equal(video.read(indices), frames[list(indices)])
+        assert entries == expected
+        if all_key:
+            assert fed == len(indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "probed"), [("mpeg4 avi", False), ("mpeg4 avi, B-frames", False), ("h264, B-frames in avi", True)]
+)
+def test_an_avi_is_looked_into_only_where_its_header_does_not_tell(videos: Library, name: str, probed: bool) -> None:
+    with VideoFile(videos(name)[0]) as video:
+        assert video._probed == probed
 
 
 def test_edit_list_and_rotation_are_really_there(videos: Library) -> None:
@@ -804,6 +851,78 @@ def test_frame_folder_counts_by_number(tmp_path: Path, pattern: str) -> None:
         assert [number_in(image) for image in frames.read(range(frames.num_frames))] == [4, 5, 6, 7]
     with pytest.raises(DecodeError, match=r"seconds: state the frame rate"):
         open_frames(folder, end=1.0)
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are listed, from now on; nothing is kept from before."""
+    listed: list[str] = []
+    plain = os.listdir
+
+    def counting(path: str) -> list[str]:
+        listed.append(os.path.basename(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "listdir", counting)
+    monkeypatch.setattr(decode, "_kept_names", {})
+    return listed
+
+
+def settle(folder: Path, seconds: float = 60) -> None:
+    """As if the folder had last been changed so long ago."""
+    moment = time.time() - seconds
+    os.utime(folder, (moment, moment))
+
+
+@pytest.mark.parametrize("pattern", ["frame_{:010d}.jpg", "{}.JPG", "v 1-{:02d}.jpeg"])
+def test_frame_folder_is_listed_once_until_it_changes(tmp_path: Path, pattern: str, listings: list[str]) -> None:
+    folder = folder_of(tmp_path / "f", [pattern.format(number + 95) for number in range(12)])  # digits become more
+    settle(folder)
+    for segment in ((None, None), (0.25, 0.75), (0.5, 1.0)):
+        with open_frames(folder, start=segment[0], end=segment[1], fps=8) as frames:
+            first = 0 if segment[0] is None else round(8 * segment[0])
+            read = frames.read([frames.num_frames - 1, 0])
+            assert [number_in(image) for image in read] == [first + frames.num_frames - 1, first]
+    assert listings == ["f"]
+    (folder / pattern.format(106)).unlink()
+    settle(folder, 50)
+    assert open_frames(folder).num_frames == 11
+    (folder / pattern.format(100)).unlink()
+    settle(folder, 40)
+    for _ in range(2):
+        with pytest.raises(DecodeError, match="frame 100 is missing"):
+            open_frames(folder)
+    assert listings == ["f"] * 4  # what is wrong is looked at again
+
+
+def test_frame_folder_that_just_changed_or_has_odd_names_is_listed_anew(tmp_path: Path, listings: list[str]) -> None:
+    """A file system's clock may not tell two changes in quick succession apart."""
+    fresh = folder_of(tmp_path / "fresh", ["1.jpg", "2.jpg"])
+    assert open_frames(fresh).num_frames == 2
+    before = fresh.stat()
+    (fresh / "3.jpg").write_bytes(b"")
+    os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert open_frames(fresh).num_frames == 3
+    odd = folder_of(tmp_path / "odd", ["f9.jpg", "f010.JPG", "f11.jpeg"])
+    (odd / "._f9.jpg").write_bytes(b"")  # as macOS leaves beside files on other systems' disks
+    settle(odd)
+    for _ in range(2):
+        with open_frames(odd) as frames:
+            assert [number_in(image) for image in frames.read([2, 0, 1])] == [2, 0, 1]
+    assert listings == ["fresh", "fresh", "odd", "odd"]
+
+
+def test_names_of_few_frame_folders_are_kept(
+    tmp_path: Path, listings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "_KEPT_FOLDERS", 2)
+    folders = [folder_of(tmp_path / name, ["1.jpg"]) for name in "abc"]
+    for folder in folders:
+        settle(folder)
+    for place in (0, 1, 2, 2, 1, 0):
+        open_frames(folders[place])
+        assert len(decode._kept_names) <= 2
+    assert listings == ["a", "b", "c", "b", "a"]
 
 
 def test_frame_folder_with_faults(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from conftest import SMALL
+from conftest import PATIENCE, SMALL
 from torch.utils.data import DataLoader
 
 import clipwise
@@ -95,6 +95,27 @@ def test_skip_leaves_out_exactly_the_broken_ones(damaged: tuple[Path, set[str]],
         clipwise.evaluate(tmp_path / "run", on_error="raise")
     with pytest.raises(TooManyFailuresError, match=r"of \d+ videos could not be read, more than the 0.01"):
         clipwise.evaluate(tmp_path / "run", on_error="skip", max_failed=0.01)
+
+
+def test_a_video_that_is_not_there_is_one_that_cannot_be_read(videos: Path, tmp_path: Path) -> None:
+    data = tmp_path / "videos"
+    shutil.copytree(videos, data)
+    items = Manifest.read(data)
+    gone = [next(item for item in items if item.split == split) for split in ("train", "val")]
+    lines = [",".join((item.name, Path(item.path).parent.name, item.split)) for item in items]
+    (data / "manifest.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+    for item in gone:
+        Path(item.path).unlink()
+    with pytest.raises(ValueError, match="2 of 24 videos are missing"):
+        clipwise.train(data / "manifest.csv", tmp_path / "run", overrides=SMALL)
+    skip = ["data.on_error=skip", "data.max_failed=0.5"]
+    result = clipwise.train(data / "manifest.csv", tmp_path / "run", overrides=[*SMALL, *skip])
+    assert names(result.unreadable) == {Path(item.path).name for item in gone}
+    assert all(failure.reason.startswith("no such file") for failure in result.unreadable)
+    found = clipwise.evaluate(tmp_path / "run", on_error="report", workers=0).evaluation
+    assert names(list(found.unreadable)) == {Path(gone[1].path).name}
+    with pytest.raises(ValueError, match="missing"):
+        clipwise.evaluate(tmp_path / "run", on_error="raise")
 
 
 def test_raise_stops_with_the_first_one_named(damaged: tuple[Path, set[str]], tmp_path: Path) -> None:
@@ -212,7 +233,7 @@ def test_a_killed_reader_ends_the_run_with_a_reason(videos: Path, tmp_path: Path
 
     def kill_one() -> None:
         children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and not killed.is_set():
             if (tmp_path / "run/last.safetensors").is_file():
                 for child in children.read_text().split():
@@ -228,7 +249,7 @@ def test_a_killed_reader_ends_the_run_with_a_reason(videos: Path, tmp_path: Path
         pytest.skip("needs /proc to find the loader's processes")
     thread = threading.Thread(target=kill_one)
     thread.start()
-    _, errors = run.communicate(timeout=120)
+    _, errors = run.communicate(timeout=PATIENCE)
     thread.join()
     assert killed.is_set()
     assert run.returncode == 1, errors

@@ -5,12 +5,12 @@ import itertools
 import multiprocessing
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -200,8 +200,14 @@ class LastFrames(torch.utils.data.Dataset[torch.Tensor]):
             return torch.from_numpy(video.read([video.num_frames - 1]))
 
 
+@pytest.mark.parametrize("nameless", [True, False])
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_loader_processes_share_the_memory(videos: Path, context: str) -> None:
+def test_loader_processes_share_the_memory(
+    videos: Path, tmp_path: Path, context: str, nameless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not nameless:  # as on macOS
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     held = hold_in_memory(Manifest.read(videos, split="val"), short_side=None, workers=0)
     store = held._pack
     assert isinstance(store, memory.FramesInMemory)
@@ -215,6 +221,19 @@ def test_loader_processes_share_the_memory(videos: Path, context: str) -> None:
     child.join()
     assert child.exitcode == 0
     assert not held.open(0).read([0]).any()  # what one writes, the other sees: there is one copy
+    assert not list(tmp_path.iterdir())  # a file that has no name is gone however the processes end
+
+
+def test_a_temporary_file_that_finds_no_room_is_told_before_decoding(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, 1))  # type: ignore[attr-defined]
+    done: list[int] = []
+    with pytest.raises(ValueError, match=rf"{tmp_path}: data\.in_memory .* 0\.00 GB are free there; set TMPDIR"):
+        hold_in_memory(Manifest.read(videos), short_side=None, workers=0, progress=lambda *count: done.append(0))
+    assert not done
 
 
 def _blacken(store: memory.FramesInMemory) -> None:
@@ -350,4 +369,5 @@ def test_batches_arrive_whole_on_a_real_device() -> None:
 
 def test_av_is_what_the_key_names() -> None:
     """The key of a kept index has FFmpeg's version; PyAV must keep telling it."""
+    av = pytest.importorskip("av")
     assert "libavformat" in av.library_versions

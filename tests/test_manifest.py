@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipwise.data.manifest import Manifest
+from clipwise.data.manifest import Manifest, find_videos
 
 
 def csv_file(folder: Path, text: str, name: str = "data.csv") -> Path:
@@ -134,12 +134,20 @@ def test_folder_per_class(tmp_path: Path) -> None:
     touch(tmp_path / "walk" / "b.MP4", tmp_path / "walk" / "a.webm", tmp_path / "walk" / ".hidden.mp4")
     touch(tmp_path / "sit" / "notes.txt", tmp_path / "readme.md", tmp_path / ".git" / "x.mp4")
     frames(tmp_path / "sit" / "clip", 2)
-    touch(tmp_path / "sit" / "mixed" / "1.jpg", tmp_path / "sit" / "mixed" / "1.txt")
+    touch(*(tmp_path / "sit" / name for name in ("clip/Thumbs.db", "clip/n_frames", "clip/flow_x_00001.jpg")))
+    touch(tmp_path / "sit" / "mixed" / "1.jpg", tmp_path / "sit" / "mixed" / "1.mp4")
+    touch(tmp_path / "sit" / "nested" / "1.jpg", tmp_path / "sit" / "nested" / "more" / "1.jpg")
+    touch(tmp_path / "sit" / "photos" / "a.jpg", tmp_path / "sit" / "photos" / "flow_x_00001.jpg")
     (tmp_path / "lie").mkdir()
     manifest = Manifest.read(tmp_path)
     assert [item.name for item in manifest] == ["sit/clip", "walk/a.webm", "walk/b.MP4"]
     assert manifest.classes == ("sit", "walk")
-    assert manifest.ignored == ("lie/", "readme.md", "sit/mixed/", "sit/notes.txt")
+    assert manifest.ignored == (
+        "lie/", "readme.md", "sit/mixed/", "sit/nested/", "sit/notes.txt", "sit/photos/"
+    )  # fmt: skip
+    assert find_videos(tmp_path / "sit" / "clip") == [tmp_path / "sit" / "clip"]
+    with manifest.open(0) as frames_of_clip:
+        assert frames_of_clip.num_frames == 2
     assert manifest.splits == ()
     manifest.check_files()
 
@@ -190,6 +198,7 @@ def test_missing_files_are_listed(tmp_path: Path) -> None:
         manifest.check_files()
     assert "gone4.mp4\n  and 2 more" in str(error.value)
     assert "gone5" not in str(error.value)
+    assert f"`clipwise data check {tmp_path}/data.csv --clean cleaned.csv` writes a list" in str(error.value)
 
 
 def test_open_gives_the_segment(tmp_path: Path) -> None:

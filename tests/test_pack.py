@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import clipwise
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -211,6 +213,35 @@ def test_a_video_that_fails_in_a_later_piece_is_taken_back(
     pack(manifest, tmp_path / "data.pack", short_side=None, workers=0, on_error="skip", format="uint8")
     packed = Manifest.read(tmp_path / "data.pack")
     assert all((whole(packed, i) == whole(manifest, j)).all() for i, j in enumerate([0, 2, 3]))
+
+
+@pytest.mark.parametrize("form", ["jpeg", "shards-jpeg"])
+def test_missing_videos_are_left_out_like_unreadable_ones_where_asked(
+    manifest: Manifest,
+    tmp_path: Path,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "c" / "img_00001.jpg").write_bytes(b"")
+    output = tmp_path / ("data.pack" if form == "jpeg" else "shards")
+    command = ("data", "pack", manifest.source, output, "--format", form, "--workers", "1")
+    assert clipwise(*command, monkeypatch=monkeypatch) == 1
+    err = capsys.readouterr().err
+    assert "1 of 4 videos are missing" in err
+    assert "--clean cleaned.csv` writes a list without them" in err
+    assert not output.exists()
+    assert clipwise(*command, "--skip-unreadable", monkeypatch=monkeypatch) == 0
+    err = capsys.readouterr().err
+    assert "2 videos could not be read, left out:\n  b: no such file; check the path" in err
+    assert "\n  c: " in err
+    assert [item.name for item in Manifest.read(output)] == ["a", "a"]
+    for name in "ac":
+        shutil.rmtree(tmp_path / name)
+    again = (*command[:3], output.with_name("other.pack" if form == "jpeg" else "other"), *command[4:])
+    assert clipwise(*again, "--skip-unreadable", monkeypatch=monkeypatch) == 1
+    assert "none of 4 videos could be decoded; a: no such file" in capsys.readouterr().err
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(manifest: Manifest, tmp_path: Path) -> None:

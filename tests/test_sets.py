@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,10 @@ def frame_folder(folder: Path, count: int = 3, name: str = "{:05d}.jpg") -> None
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
+
+
+def about_classes(notes: tuple[str, ...]) -> list[str]:
+    return [note for note in notes if "class" in note]
 
 
 def rows(folder: Path) -> dict[str, tuple[str, str | None]]:
@@ -277,7 +282,7 @@ def test_ssv2_has_the_official_classes(shared: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(tmp_path / "out")
     assert manifest.classes == names
     assert manifest.labels.tolist() == list(range(173, -1, -1))
-    assert not result.notes
+    assert not about_classes(result.notes)
     prepare("mini_ssv2", tmp_path, tmp_path / "mini")
     mini = Manifest.read(tmp_path / "mini")
     assert mini.classes == tuple(name for name in names_of(shared, "mini_ssv2.txt") if name)
@@ -375,7 +380,7 @@ def test_class_orders_are_those_published(shared: Path, tmp_path: Path, name: st
         write(tmp_path / "trainingSet.csv", "\n".join(lines))
         write(tmp_path / "validationSet.csv", "")
     touch(tmp_path, *(f"videos/{n}.mp4" for n in range(count)))
-    assert not prepare(name, tmp_path, tmp_path / "out").notes
+    assert not about_classes(prepare(name, tmp_path, tmp_path / "out").notes)
     manifest = Manifest.read(tmp_path / "out")
     assert manifest.classes == names
     assert {int(Path(item.path).stem): item.label for item in manifest} == {n: n for n in range(count)}
@@ -433,6 +438,50 @@ def test_of_several_files_the_class_and_the_split_tell(tmp_path: Path) -> None:
         prepare("kinetics400", tmp_path, tmp_path / "out", overwrite=True)
 
 
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_a_frame_folder_may_hold_other_files_in_whatever_order(
+    tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TREES["jester"](tmp_path)
+    folder = tmp_path / "20bn-jester-v1/34870"
+    touch(folder, "Thumbs.db", "n_frames", "desktop.ini", ".DS_Store", "flow_x_00001.jpg", "cover.jpg")
+    plain = os.scandir
+
+    class Ordered:
+        """The entries of a folder, those that are no frames first or last: a file system may give either."""
+
+        def __init__(self, path: str) -> None:
+            with plain(path) as entries:
+                self.entries = sorted(entries, key=lambda entry: (entry.name[:1] == "0") == (order == "first"))
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self.entries
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("clipwise.data.sets.common.os.scandir", Ordered)
+    result = prepare("jester", tmp_path, tmp_path / "out")
+    assert not result.missing
+    monkeypatch.undo()
+    with Manifest.read(tmp_path / "out").open(0) as frames:
+        assert frames.num_frames == 3
+
+
+def test_a_folder_that_is_not_taken_for_its_frames_is_named_with_the_reason(tmp_path: Path) -> None:
+    TREES["jester"](tmp_path)
+    touch(tmp_path / "20bn-jester-v1", "34870/@eaDir/00001.jpg", "12/preview.mp4")
+    for picture in (tmp_path / "20bn-jester-v1/9").iterdir():
+        picture.rename(picture.with_suffix(".png"))
+    with pytest.raises(MissingVideos) as caught:
+        prepare("jester", tmp_path, tmp_path / "out")
+    assert re.findall(r"\n  (\w+): the folder (\S+)/ is not taken for its frames, since (.*)", str(caught.value)) == [
+        ("34870", "20bn-jester-v1/34870", "it holds a folder, @eaDir/"),
+        ("12", "20bn-jester-v1/12", "it holds a video, preview.mp4"),
+        ("9", "20bn-jester-v1/9", "no numbered JPEG frames lie in it (img_00001.jpg, 000001.jpg …)"),
+    ]
+    assert (tmp_path / "out/missing.txt").read_text().split() == ["34870", "12", "9"]
+
+
 def test_kinetics_replacements_and_links_as_its_host_arranges_them(tmp_path: Path) -> None:
     header = "label,youtube_id,time_start,time_end,split\n"
     write(tmp_path / "annotations/train.csv", header + "yoga,AAA,1,11,train\nyoga,BBB,1,11,train\n")
@@ -484,6 +533,91 @@ def test_a_labelled_test_split_is_kept_where_its_videos_are(tmp_path: Path) -> N
     assert (
         "test.csv: videos without labels left out: 1" in prepare("kinetics400", tmp_path / "set", tmp_path / "c").notes
     )
+
+
+@pytest.mark.parametrize("name", ["ssv2", "mini_ssv2", "jester"])
+def test_labels_of_a_test_split_are_read_where_they_are(tmp_path: Path, name: str) -> None:
+    label = "Swiping Right"
+    if name == "jester":
+        TREES["jester"](tmp_path)
+    else:
+        ssv2(tmp_path)
+        label = class_list("mini_ssv2")[0]
+        classes = {template: str(number) for number, template in enumerate(class_list("mini_ssv2"))}
+        write(tmp_path / "labels/something-something-v2-labels.json", json.dumps(classes))
+        for split in ("train", "validation"):
+            write(tmp_path / f"labels/something-something-v2-{split}.json", "[]")
+        write(tmp_path / "labels/something-something-v2-train.json", json.dumps([{"id": "42", "template": label}]))
+        touch(tmp_path, "20bn-something-something-v2/1420.webm")
+    answers = tmp_path / "labels/test-answers.csv"
+    write(answers, f"1420;{label}\n")
+    result = prepare(name, tmp_path, tmp_path / "out")
+    assert result.splits["test"] == 1
+    assert rows(tmp_path / "out")["1420"] == (label, "test")
+    note = "unverified: the form of test-answers.csv, which gives split test its labels, was not seen"
+    assert (note in result.notes) == (not SETS[name].unverified)  # of Jester as a whole the command says it
+    for text, message in ((f"1420,{label}", "line 1: expected `34870;"), ("1420;Eating", "'Eating' is not one of")):
+        write(answers, text)
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            prepare(name, tmp_path, tmp_path / "out", overwrite=True)
+        assert str(answers) in str(caught.value)
+    write(answers, f"7777;{label}\n")  # whoever has none of its videos does without the split
+    assert "test" not in prepare(name, tmp_path, tmp_path / "out", overwrite=True).splits
+
+
+def test_kinetics600_takes_the_complete_lists(tmp_path: Path) -> None:
+    """The CVD Foundation's train.csv and val.csv lack videos that its .txt have."""
+    kinetics(tmp_path)
+    whole = (tmp_path / "train.csv").read_text()
+    write(tmp_path / "train.csv", "".join(whole.splitlines(keepends=True)[:2]))
+    write(tmp_path / "train.txt", whole)
+    assert prepare("kinetics600", tmp_path, tmp_path / "out").splits == {"train": 2, "val": 1}
+    assert prepare("kinetics400", tmp_path, tmp_path / "other").splits == {"train": 1, "val": 1}
+    write(tmp_path / "train.txt", "yoga/-a_b-c.mp4 0\n")
+    with pytest.raises(ValueError, match=r"train\.txt: no column youtube_id.*move it away to have train\.csv read"):
+        prepare("kinetics600", tmp_path, tmp_path / "out", overwrite=True)
+
+
+def test_lists_that_are_not_as_long_as_the_official_ones_are_said(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    result = prepare("ucf101", tmp_path, tmp_path / "out", split=2)
+    assert result.splits == {"train": 1, "test": 1}  # no error: a list may have lost videos
+    assert "1 video of split train in the annotation files, but UCF-101 has 9586" in result.notes
+    assert "1 video of split test in the annotation files, but UCF-101 has 3734" in result.notes
+    ssv2(tmp_path / "ssv2")
+    notes = [note for note in prepare("ssv2", tmp_path / "ssv2", tmp_path / "b").notes if " of split " in note]
+    assert [note.rsplit(maxsplit=1)[1] for note in notes] == ["168913", "24777"]  # no test split was given
+
+
+def test_official_numbers_are_those_published(shared: Path) -> None:
+    """The papers give totals; HMDB's divisions take 70 and 30 of each class; UCF-101's lists are tried above."""
+    papers = "".join(path.read_text() for path in (shared / "papers").glob("*.txt"))
+    for name, others in (("ssv2", 0), ("ssv1", 10_960), ("jester", 0)):
+        total = sum(numbers[0] for numbers in SETS[name].rows.values()) + others  # the test split of V1 has no labels
+        assert f"{total:,}" in papers
+    for public in SETS.values():
+        assert all(len(numbers) == max(1, public.numbered_splits) for numbers in public.rows.values())
+        assert set(public.rows) <= set(public.splits)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "third"),
+    [
+        ("ucf101", "A/v_A_g08_c01.avi", "A/v_A_g08_c02.avi", "A/v_A_g09_c01.avi"),
+        (
+            "hmdb51",
+            "wave/50_FIRST_DATES_wave_f_cm_np1_fr_med_0.avi",
+            "wave/50_FIRST_DATES_wave_u_nm_np2_le_goo_17.avi",
+            "wave/April_09_wave_u_nm_np1_ba_goo_0.avi",
+        ),
+        ("diving48", "rgb/-mmq0PT-u8k_00155.mp4", "rgb/-mmq0PT-u8k_00006", "rgb/2x00lRzlTVQ_00000.mp4"),
+    ],
+)
+def test_clips_of_one_recording_are_told_by_their_names(name: str, one: str, other: str, third: str) -> None:
+    found = [re.search(SETS[name].group_by, path) for path in (one, other, third)]
+    keys = [match[1] for match in found if match]
+    assert len(keys) == 3
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_folders_linked_in_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -816,12 +950,23 @@ def test_a_prepared_set_trains(tmp_path: Path, videos: Path) -> None:
     )
     assert call.exit_code == 0, call.output
     assert "4 train, 4 test" in call.output
-    # The command that is shown is the one to run.
-    shown = re.search(r"clipwise train \S+ --set (\S+)", call.output.replace("\n", " "))
-    assert shown is not None
-    result = clipwise.train(tmp_path / "ucf", tmp_path / "run", overrides=[*SMALL, shown[1]])
-    assert clipwise.load(tmp_path / "run").classes == ("Waving", "Archery")
-    assert (result.step, result.epochs[-1].top1 is None) == (1, False)
+    # The commands that are shown are those to run: to hold val out of train, or to train on all of it.
+    divide, train, test, train_all, test_all = (
+        shlex.split(line.replace("RUN", f"{tmp_path}/run"))[1:]
+        for line in call.output.splitlines()
+        if line.startswith("  clipwise ")
+    )
+    call = CliRunner().invoke(application(), [*divide, "--no-duplicates-check"])
+    assert call.exit_code == 0, call.output
+    divided = Manifest.read(train[1])
+    assert {split: len(divided.select(split)) for split in divided.splits} == {"train": 2, "val": 2, "test": 4}
+    for training, testing, weights in ((train_all, test_all, "last"), (train, test, "best")):
+        overrides = [part for override in SMALL for part in ("--set", override)]
+        call = CliRunner().invoke(application(), [*training, *overrides, *(["--overwrite"] * (weights == "best"))])
+        assert call.exit_code == 0, call.output
+        call = CliRunner().invoke(application(), [*testing, "--json", "--workers", "0"])
+        assert call.exit_code == 0, call.output
+        assert clipwise.load(tmp_path / "run").classes == ("Waving", "Archery")
 
 
 def test_help_and_docs_name_every_set_and_what_is_unverified() -> None:

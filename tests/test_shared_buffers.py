@@ -10,15 +10,18 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE, until
 from torch.utils.data import DataLoader, Dataset
 
 from clipwise.config import AugmentationConfig, DataConfig, ViewsConfig
+from clipwise.data import shared_buffers
 from clipwise.data.dataset import DrawSampler, TestViews, TrainingClips, collate
 from clipwise.data.failures import Failure
 from clipwise.data.manifest import Manifest
@@ -174,6 +177,29 @@ def test_passes_that_are_left_early_and_two_at_once() -> None:
     assert open_files() == []
 
 
+def test_workers_that_persist_fill_their_slots_in_each_pass() -> None:
+    loader = ClipLoader(Numbered(30), batch_size=2, num_workers=2, persistent_workers=True)
+    kept = [next(iter(loader))]
+    for _ in range(3):
+        shared = [batch["clip"].is_shared() for batch in loader if assert_numbered(batch) is None]
+        assert not any(shared)
+    assert_numbered(kept[0])
+
+
+def test_a_batch_that_fails_gives_its_slot_back() -> None:
+    slots, clips = shared_buffers._Slots(1, 1), Numbered(2)
+
+    def failing() -> Iterator[Any]:
+        yield clips[0]
+        raise ValueError("faulty")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="faulty"):
+            shared_buffers._Rows(slots, 0, 2).collated(failing())
+    batch = shared_buffers._Rows(slots, 0, 2).collated([clips[0], clips[1]])
+    assert isinstance(batch["clip"], shared_buffers._InSlot)
+
+
 def test_process_that_is_forked_has_no_say() -> None:
     """A child that lets go of the batch that it was born with must not free it for the parent."""
     iterator = iter(ClipLoader(Numbered(60), batch_size=2, num_workers=1))
@@ -217,7 +243,7 @@ def load(context: str, end: str, told: Any) -> None:
     if end == "exception":
         raise ValueError
     if end != "normal":
-        time.sleep(60)
+        time.sleep(2 * PATIENCE)
 
 
 def load_and_end(context: str, end: str, told: Any) -> None:
@@ -237,7 +263,7 @@ def test_nothing_is_left_behind(context: str, end: str) -> None:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=load_and_end, args=(context, end, there))
     process.start()
-    assert here.poll(60)
+    assert here.poll(PATIENCE)
     workers = here.recv()
     assert process.pid is not None
     for pid in (process.pid, *workers):  # memory that has no name has nothing to leave
@@ -249,12 +275,9 @@ def test_nothing_is_left_behind(context: str, end: str) -> None:
         os.kill(process.pid, signal.SIGINT)
     elif end == "kill":
         process.kill()
-    process.join(20)
+    process.join(PATIENCE)
     assert process.exitcode == {"normal": 0, "exception": 1, "ctrl-c": 1, "kill": -signal.SIGKILL}[end]
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "its workers end")
 
 
 def test_killed_worker_ends_the_pass_and_what_came_stays() -> None:

@@ -208,6 +208,28 @@ def test_one_pixel_can_fill_a_crop_and_a_crop_can_shrink_to_one_pixel():
     assert crop_resize(np.full((2, 9, 9, 3), 200, np.uint8), Box(0, 0, 9, 9), 1).eq(200).all()
 
 
+@pytest.mark.parametrize("size", [20, 13, 48])  # the box's own size, smaller, larger
+def test_a_crop_is_written_where_it_is_to_be(size: int) -> None:
+    frames, box = noise(), Box(2, 3, 20, 20)
+    batch = torch.full((3, len(frames), size, size, 3), 77, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    assert crop_resize(frames, box, size, out=batch[1]).data_ptr() == batch[1].data_ptr()
+    assert torch.equal(batch[1], crop_resize(frames, box, size))
+    assert batch[::2].eq(77).all()
+
+
+@pytest.mark.parametrize("size", [20, 13, 48])
+@pytest.mark.parametrize("width", [1, 2, 7, 19, 20, 21, 33])
+def test_mirrored_is_flipped_to_the_bit(size: int, width: int) -> None:
+    """Whether the picture is flipped before it is resized or after: resizing has no left and right."""
+    frames = np.random.default_rng(size).integers(0, 256, (3, 24, 40, 3), np.uint8)
+    for box in (Box(1, 2, 20, width), Box(0, 40 - width, 7, width)):
+        expected = flip(crop_resize(frames, box, size))
+        out = torch.zeros(3, size, size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        assert torch.equal(crop_resize(frames, box, size, mirrored=True), expected)
+        assert crop_resize(frames, box, size, mirrored=True, out=out) is out
+        assert torch.equal(out, expected)
+
+
 def test_wrong_frames_and_boxes_are_refused_with_their_values():
     frames = noise()
     with pytest.raises(TypeError, match="float32"):

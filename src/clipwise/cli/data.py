@@ -70,7 +70,10 @@ def pack(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if left out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out videos that cannot be decoded, and name them.")
+        bool,
+        typer.Option(
+            "--skip-unreadable", help="Leave out videos that are missing or cannot be decoded, and name them."
+        ),
     ] = False,
     shard_megabytes: Annotated[int, typer.Option("--shard-mb", min=1, help="Size of a shard.")] = 1024,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with shards that were begun.")] = False,
@@ -97,7 +100,8 @@ def pack(
         write = partial(write_shards, format=kinds[pixel_format], shard_bytes=shard_megabytes * 10**6, resume=resume)
 
     manifest = Manifest.read(source)
-    manifest.check_files()
+    if not skip_unreadable:
+        manifest.check_files()
     if manifest.ignored:
         say(f"{len(manifest.ignored)} entries are no videos and are left out: {', '.join(manifest.ignored[:3])}")
     with counting("videos") as progress:
@@ -115,7 +119,6 @@ def pack(
         f"written: {report.path}: {report.videos} videos, {report.frames} frames, {report.bytes / 1e6:.0f} MB",
     )
     if report.skipped:
-        say(f"{counted(len(report.skipped), 'video')} could not be decoded, left out:")
+        say(f"{counted(len(report.skipped), 'video')} could not be read, left out:")
         for skipped in report.skipped:
             say("  " + ": ".join(skipped))
-        raise typer.Exit(1)

@@ -64,7 +64,18 @@ def prepare(
     if "train" not in result.splits:
         say(f"{written}; none to train on")
         return
-    command = f"clipwise train {shlex.quote(str(output))}"
-    if "val" not in result.splits and "test" in result.splits:
-        command += " --set data.validation_split=test"
-    say(f"{written}; train on it with: {command}")
+    folder = shlex.quote(str(output))
+    if "val" in result.splits or "test" not in result.splits:
+        say(f"{written}; train on it with: clipwise train {folder}")
+        return
+    say(written)
+    divided = shlex.quote(str(output / "divided.csv"))
+    groups = f" --group-by {shlex.quote(SETS[name].group_by)}" if SETS[name].group_by else ""
+    say("there is no val split, and weights that are chosen as the best on test have no fair figure on it; either")
+    say("hold val out of train, choose by it, and test:")
+    say(f"  clipwise data split {shlex.quote(str(result.manifest))} {divided} --only train{groups}")
+    say(f"  clipwise train {divided} --output RUN")
+    say(f"  clipwise evaluate RUN {divided} --split test")
+    say("or train on all of train, watch test, and test the last weights:")
+    say(f"  clipwise train {folder} --output RUN --set data.validation_split=test")
+    say(f"  clipwise evaluate RUN {folder} --split test --weights last")

@@ -12,6 +12,8 @@ from clipwise.cli.app import counted, counting, say
 from clipwise.cli.data import data
 
 if TYPE_CHECKING:
+    from collections.abc import Set
+
     from clipwise.data.check import CheckReport
     from clipwise.data.split import Division, Twin
     from clipwise.data.stats import Stats
@@ -48,6 +50,10 @@ def split(
             help="Keep classes that too few groups show in train, not refuse them; leave out as few as can be.",
         ),
     ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="SPLIT", help="Divide this split alone, such as train; all other rows stay as they are."),
+    ] = None,
     resplit: Annotated[bool, typer.Option("--resplit", help="Divide anew what is divided already.")] = False,
     no_duplicates_check: Annotated[
         bool, typer.Option("--no-duplicates-check", help="Decode nothing; look for no videos alike in two splits.")
@@ -62,31 +68,40 @@ def split(
     listed: group by what they have in common.
 
     Example: `clipwise data split manifest.csv divided.csv --val 0.2 --group-by person`
+
+    Example: `clipwise data split manifest.csv divided.csv --only train` (a test split stays what it is)
     """
-    from clipwise.data.split import divide, near_duplicates
+    from clipwise.data.split import divide, near_duplicates, part_to_divide
     from clipwise.data.table import Table
     from clipwise.data.workers import available_cores
 
     _may_write(output, overwrite, ".csv")
     table = Table.read(source, what_for="split")
-    if table.manifest.splits and not resplit:
+    if only is not None and resplit:
+        raise ValueError(f"--only {only} leaves other splits alone and --resplit divides them anew: give one of them")
+    if only is None and table.manifest.splits and not resplit:
         raise ValueError(
             f"{table.manifest.source}: is divided already ({', '.join(table.manifest.splits)}); --resplit divides it "
-            "anew, whatever split a video was in"
+            "anew, whatever split a video was in, and --only SPLIT one split alone"
         )
     _name_ignored(table)
-    division = divide(table, val=val, test=test, group_by=group_by, seed=seed, rare_to_train=rare_to_train)
+    part = table if only is None else part_to_divide(table, only, val=val, test=test)
+    division = divide(
+        part, val=val, test=test, group_by=group_by, seed=seed, rare_to_train=rare_to_train, rest=only or "train"
+    )
     twins: list[Twin] = []
     unknown: list[int] = []
     if not no_duplicates_check:
         with counting("files compared") as progress:
             twins, unknown = near_duplicates(
-                table, division.of_row, workers=workers or available_cores(), timeout=timeout, progress=progress
+                part, division.of_row, workers=workers or available_cores(), timeout=timeout, progress=progress
             )
-    table.write(output, range(len(table)), {"split": division.of_row})
+    divided = iter(division.of_row)
+    splits = [next(divided) if only in (None, item.split) else item.split or "" for item in table.manifest]
+    table.write(output, range(len(table)), {"split": splits})
     _print_division(division)
     if division.rare:
-        say(f"in train alone, since too few groups show them: {', '.join(division.rare)}")
+        say(f"in {division.splits[0]} alone, since too few groups show them: {', '.join(division.rare)}")
     for name in division.splits:
         lacking = [one for one, without in division.missing.items() if name in without]
         if lacking:
@@ -102,7 +117,7 @@ def split(
     if unknown:
         say(
             f"{counted(len(unknown), 'video')} could not be compared (not to be read, or one colour): "
-            f"{', '.join(table.names[row] for row in unknown[:_FIRST])}{' …' if len(unknown) > _FIRST else ''}; "
+            f"{', '.join(part.names[row] for row in unknown[:_FIRST])}{' …' if len(unknown) > _FIRST else ''}; "
             f"clipwise data check {shlex.quote(str(source))} says more"
         )
     if twins:
@@ -110,12 +125,13 @@ def split(
             f"warning: {counted(len(twins), 'pair')} of videos in different splits look alike (bits of 64 that differ):"
         )
         for twin in twins[:_FIRST]:
-            one, other = (f"{table.names[row]} ({division.of_row[row]})" for row in (twin.one, twin.other))
+            one, other = (f"{part.names[row]} ({division.of_row[row]})" for row in (twin.one, twin.other))
             say(f"  {one} and {other}: {twin.bits:.1f}")
         if len(twins) > _FIRST:
             say(f"  and {len(twins) - _FIRST} more")
         say("  if they are copies, or of one recording, group them (--group-by): val would be too easy")
-    say(f"written: {output}: {counted(len(table), 'video')} in {counted(division.pieces, 'group')}")
+    others = "" if only is None else f"; {len(table) - len(part)} as they were"
+    say(f"written: {output}: {counted(len(part), 'video')} in {counted(division.pieces, 'group')}{others}")
 
 
 def _print_division(division: "Division") -> None:
@@ -149,7 +165,9 @@ def check(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a check that was stopped.")] = False,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="A kind of finding that is not wrong, such as rotated; may be repeated."),
+        typer.Option(
+            metavar="KIND", help="A kind of finding that is not wrong, such as rotated or short; may be repeated."
+        ),
     ] = None,
     overwrite: _Overwrite = False,
 ) -> None:
@@ -196,13 +214,15 @@ def check(
         raise
     if output is not None:
         report.write(output)
-    _print_findings(report)
+    allowed = frozenset(allow or ())
+    _print_findings(report, allowed)
     for name, deaths in report.deaths.items():
         say(f"{name}: the process that read it {deaths[0]} once; the second time it could be read")
     if output is not None:
         say(f"written: {output}")
+    unusable: dict[int, str] = {}
     if clean is not None:
-        unusable = report.unusable
+        unusable = report.left_out(allowed)
         kept = [row for row in range(len(table)) if row not in unusable]
         table.write(clean, kept)
         say(f"written: {clean}: {counted(len(kept), 'video')}, {len(unusable)} left out" + (":" if unusable else ""))
@@ -213,15 +233,18 @@ def check(
         }
         if gone:
             say(f"classes without a usable video: {', '.join(sorted(gone))}")
-    wrong = set(report.counts) - set(allow or ())
+    wrong = report.counts.keys() - allowed
     how = "all their frames decoded" if full else "their beginnings, middles and ends decoded"
-    say(f"{counted(report.rows, 'video')}, {how}: " + ("something is wrong" if wrong else "nothing is wrong"))
+    found = "something is wrong" if wrong else "nothing is wrong"
+    if unusable and not wrong:
+        found += f" but what --allow names; {clean} leaves out {counted(len(unusable), 'video')} that cannot be decoded"
+    say(f"{counted(report.rows, 'video')}, {how}: {found}")
     if wrong:
         raise typer.Exit(1)
 
 
-def _print_findings(report: "CheckReport") -> None:
-    from clipwise.data.check import KINDS, SAME, UNUSABLE
+def _print_findings(report: "CheckReport", allowed: "Set[str]") -> None:
+    from clipwise.data.check import KINDS, SAME, UNUSABLE, USABLE_IF_ALLOWED
 
     if not report.findings:
         return
@@ -231,7 +254,9 @@ def _print_findings(report: "CheckReport") -> None:
     counts = report.counts
     of_kind = {kind: [finding for finding in report.findings if finding.kind == kind] for kind in counts}
     for kind, number in counts.items():
-        shown.add_row(kind, KINDS[kind], str(number), "unusable" if kind in UNUSABLE else "")
+        shown.add_row(
+            kind, KINDS[kind], str(number), "unusable" if kind in UNUSABLE - (USABLE_IF_ALLOWED & allowed) else ""
+        )
     console = Console()
     console.print(shown)
     for kind, findings in of_kind.items():

@@ -18,7 +18,7 @@ import os
 import stat
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple, TextIO
@@ -31,7 +31,18 @@ from clipwise.data.isolation import Outcome, run_isolated
 from clipwise.data.table import Table
 from clipwise.files import written_whole
 
-__all__ = ["KINDS", "SAME", "UNUSABLE", "CheckReport", "Finding", "check", "inspect", "inspect_all", "journal_of"]
+__all__ = [
+    "KINDS",
+    "SAME",
+    "UNUSABLE",
+    "USABLE_IF_ALLOWED",
+    "CheckReport",
+    "Finding",
+    "check",
+    "inspect",
+    "inspect_all",
+    "journal_of",
+]
 
 KINDS = {
     "missing": "no such file",
@@ -58,6 +69,9 @@ KINDS = {
 
 UNUSABLE = frozenset(list(KINDS)[: list(KINDS).index("short") + 1])
 """The kinds for which a video is left out of the cleaned manifest."""
+
+USABLE_IF_ALLOWED = frozenset({"incomplete", "short"})
+"""Those of them whose frames, as many as there are, can be read: who allows them keeps them."""
 
 SAME = frozenset({"two_labels", "across_splits", "duplicate"})
 """The kinds that concern several files with the same content; of others, a finding's rows are segments of one."""
@@ -122,9 +136,15 @@ class CheckReport:
     @property
     def unusable(self) -> dict[int, str]:
         """Row → why it cannot be used."""
+        return self.left_out()
+
+    def left_out(self, allowed: Set[str] = frozenset()) -> dict[int, str]:
+        """Row → why it is not in the cleaned manifest: it cannot be used, for more than the ``allowed`` kinds of
+        ``USABLE_IF_ALLOWED``."""
+        kinds = UNUSABLE - (USABLE_IF_ALLOWED & allowed)
         reasons: dict[int, str] = {}
         for finding in self.findings:
-            if finding.kind in UNUSABLE:
+            if finding.kind in kinds:
                 for row in finding.rows:
                     reasons.setdefault(row, finding.reason)
         return reasons
@@ -409,23 +429,13 @@ class _Problem(Exception):
         self.kind, self.reason = kind, reason
 
 
-class _Shapes:
-    """Takes the pictures that a reader converts, and keeps only their size."""
-
-    def __init__(self) -> None:
-        self.sizes: Counter[tuple[int, int]] = Counter()
-
-    def put(self, number: int, picture: NDArray[np.uint8]) -> None:
-        self.sizes[picture.shape[1], picture.shape[0]] += 1
-
-
 class _WatchedVideo(VideoFile):
     """A video that notes which of the frames read came out damaged, and shows a sign of life with each packet."""
 
     def __init__(self, path: str, beat: Beat, **options: Any) -> None:
         self.beat = beat
         self.damaged: set[int] = set()
-        self.shapes = _Shapes()
+        self.sizes: Counter[tuple[int, int]] = Counter()
         self.rotation = 0
         super().__init__(path, **options)
 
@@ -433,13 +443,14 @@ class _WatchedVideo(VideoFile):
     def first(self) -> int:
         return self._first
 
-    def _decode(self, packet: Any, *, last: bool = False) -> list[Any]:
+    def _decode(self, packet: Any) -> list[Any]:
         self.beat()
-        return super()._decode(packet, last=last)
+        return super()._decode(packet)
 
     def _convert(self, frame: Any, number: int, pictures: Any) -> None:
         self._note(frame, number)
-        super()._convert(frame, number, self.shapes)  # type: ignore[arg-type]
+        height, width = self._upright(frame).shape[:2]
+        self.sizes[width, height] += 1
         pictures.put(number, np.zeros((1, 1, 3), np.uint8))  # nobody looks at it
 
     def _note(self, frame: Any, number: int) -> None:
@@ -460,7 +471,7 @@ class _WatchedVideo(VideoFile):
             self._note(frame, number)
             turned = bool(round(frame.rotation / 90) % 2)
             size = (frame.height, frame.width) if turned else (frame.width, frame.height)
-            self.shapes.sizes[size] += 1
+            self.sizes[size] += 1
         self.damaged |= set(range(index.num_frames)) - seen
 
     def header(self) -> dict[str, Any]:
@@ -520,11 +531,11 @@ def _inspect_file(
                 problems.append((number, "damaged", error.reason))
             finally:
                 if part is not video:
-                    video.shapes.sizes += part.shapes.sizes
+                    video.sizes += part.sizes
                     video.rotation = video.rotation or part.rotation
                     part.close()
-        if video.shapes.sizes:
-            facts["width"], facts["height"] = video.shapes.sizes.most_common(1)[0][0]
+        if video.sizes:
+            facts["width"], facts["height"] = video.sizes.most_common(1)[0][0]
         facts["rotation"] = video.rotation % 360
         reason = _cut_short(facts, len(video.index.pts), _is_cut_off(task.path))
         for number, (_, end, _) in enumerate(task.spans if reason else ()):
@@ -537,10 +548,10 @@ def _inspect_file(
 def _inspect_part(part: _WatchedVideo, whole: _WatchedVideo, depth: Depth) -> None:
     """Decodes a segment, unless the whole file has been, and raises DecodeError for what is wrong with it."""
     if depth == "full":
-        bad, sizes = whole.damaged, whole.shapes.sizes
+        bad, sizes = whole.damaged, whole.sizes
     else:
         part.read(_portions(part.num_frames) if depth == "portions" else [0])
-        bad, sizes = part.damaged, part.shapes.sizes
+        bad, sizes = part.damaged, part.sizes
     hit = [number for number in sorted(bad) if part.first <= number < part.first + part.num_frames]
     if hit:
         first, last = hit[0] - part.first, hit[-1] - part.first

@@ -7,7 +7,7 @@ workers nor an interruption changes what a training step sees.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,9 +22,13 @@ from clipwise.data.failures import Failure
 from clipwise.data.labels import partner_label
 from clipwise.data.manifest import Manifest
 from clipwise.data.reversal import reverse, reverse_partners
-from clipwise.data.transforms import crop_resize, evaluation_boxes, flip, mirror_labels, train_box
+from clipwise.data.transforms import crop_resize, evaluation_boxes, mirror_labels, train_box
 
-__all__ = ["Draw", "DrawSampler", "TestViews", "TrainingClips", "collate", "identity_of", "read_views"]
+__all__ = ["Draw", "DrawSampler", "Room", "TestViews", "TrainingClips", "collate", "identity_of", "read_views"]
+
+
+Room: TypeAlias = Callable[[int, int, int], Tensor | None]
+"""Where the next clip of T frames of (height, width) is to be written: (T, 3, H, W) uint8; None: anywhere."""
 
 
 class Draw(NamedTuple):
@@ -141,6 +145,10 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
 
         With twins ``clip`` is (2, T, 3, size, size).
         """
+        return self.item(draw, lambda *_: None)
+
+    def item(self, draw: Draw, room: Room) -> dict[str, Any] | Failure:
+        """As ``self[draw]``, the clip written where ``room`` says if nothing is done to it after that."""
         rng = np.random.default_rng([self.seed, 1, draw.number])
         label = self.manifest.labels[draw.video]
         try:
@@ -150,47 +158,47 @@ class TrainingClips(Dataset[dict[str, Any] | Failure]):
         except DecodeError as error:
             return failure_of(self.manifest, draw.video, error)
         height, width = pictures.shape[1:3]
-        clips, mirror, backwards = [], [], []
+        boxes, mirror, backwards = [], [], []
         for _ in range(2 if self.twins else 1):
-            box = train_box(
-                height,
-                width,
-                rng,
-                position=self.augmentation.position,
-                scales=self.augmentation.scales,
-                max_distort=self.augmentation.max_distort,
+            boxes.append(
+                train_box(
+                    height,
+                    width,
+                    rng,
+                    position=self.augmentation.position,
+                    scales=self.augmentation.scales,
+                    max_distort=self.augmentation.max_distort,
+                )
             )
-            clips.append(crop_resize(pictures, box, self.size))
             # Drawn whether or not the class may be mirrored, so that one class's names do not change another's clips.
             mirror.append(rng.random() < 0.5)
             backwards.append(self.reversed is not None and rng.random() < 0.5)
-        if self.partners is not None:
-            clips, label = _changed(clips, label, flip, mirror, partner_label(label, self.partners))
-        if self.reversed is not None:
-            clips, label = _changed(clips, label, reverse, backwards, partner_label(label, self.reversed))
+        mirror, label = _decided(mirror, label, self.partners)
+        backwards, label = _decided(backwards, label, self.reversed)
+        out = None if self.twins or backwards[0] else room(len(pictures), self.size, self.size)
+        clips = [
+            crop_resize(pictures, box, self.size, mirrored=yes, out=out) for box, yes in zip(boxes, mirror, strict=True)
+        ]
+        clips = [reverse(clip) if yes else clip for clip, yes in zip(clips, backwards, strict=True)]
         # Stacked so that each frame stays channels-last in memory, as a single clip's does.
         clip = torch.stack([clip.movedim(1, -1) for clip in clips]).movedim(-1, 2) if self.twins else clips[0]
         return {"clip": clip, "label": label, "index": draw.video, "available": available}
 
 
-def _changed(
-    clips: list[Tensor],
-    label: NDArray[Any],
-    change: Callable[[Tensor], Tensor],
-    chosen: list[bool],
-    partner: NDArray[Any] | None,
-) -> tuple[list[Tensor], NDArray[Any]]:
-    """One video's clips, those ``chosen`` of them mirrored (or played backwards), and the label that they have then.
+def _decided(
+    chosen: list[bool], label: NDArray[Any], partners: Sequence[Sequence[int | None]] | None
+) -> tuple[list[bool], NDArray[Any]]:
+    """Which of one video's clips, of those ``chosen``, are mirrored (or played backwards), and the label that all have.
 
-    ``partner`` is the label of a changed clip, None where none may be changed. Where it is another label, the first
-    clip's draw is all clips'.
+    None is where the class has no partner. Where the partner is another class, the first clip's draw is all clips'.
     """
+    partner = None if partners is None else partner_label(label, partners)
     if partner is None:
-        return clips, label
+        return [False] * len(chosen), label
     if not np.array_equal(partner, label):
-        chosen = chosen[:1] * len(clips)
+        chosen = chosen[:1] * len(chosen)
         label = partner if chosen[0] else label
-    return [change(clip) if yes else clip for clip, yes in zip(clips, chosen, strict=True)], label
+    return chosen, label
 
 
 class TestViews(Dataset[dict[str, Any] | Failure]):

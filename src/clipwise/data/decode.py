@@ -36,15 +36,19 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from time import time_ns
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipwise.data.direct_rgb import SLACK, DirectRgb, upright
+from clipwise.data.video_names import frame_number
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | np.ndarray[Any, Any]"
 """What can be read: a path (video file or folder of frames), a video's bytes, a binary file, or frames."""
@@ -59,14 +63,16 @@ _SKIPPABLE = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})
 _TIMELESS = frozenset({"h264", "hevc", "vvc"})
 # Codecs whose decoder says of a frame whether it is a keyframe, so that entering at one can be verified.
 _VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
+_NEVER_REORDERED = frozenset({"cinepak", "mjpeg"})
 # Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by
 # commas).
 _SEEKABLE = frozenset({"mov", "mp4", "matroska", "webm", "avi", "flv", "asf"})
 # Containers that store each packet's display time, so that it is right where frames are reordered.
 _TIMED = _SEEKABLE - {"avi", "asf"} | {"mpegts", "mpeg", "nut", "ogg"}
 # Opening a file, FFmpeg decodes some of its frames, to learn how far they are reordered and the like; that can cost as
-# much as all that is wanted. In WebM nothing is (VP8, VP9, AV1), and mp4 tells by its header: let it read only that.
-_UNPROBED = {"codec_whitelist": "none", "probesize": "32"}
+# much as all that is wanted. In WebM nothing is (VP8, VP9, AV1), and mp4 tells by its header; in an AVI MPEG-4's own
+# does, and some codecs never reorder: let it read only that.
+UNPROBED = {"codec_whitelist": "none", "probesize": "32"}
 # Packets of files up to this size are kept after the index is built, so that the file is read only once.
 _KEEP_BYTES = 32 * 2**20
 
@@ -215,17 +221,16 @@ class FrameFolder(_Closing):
     ) -> None:
         self.path = os.fspath(folder)
         self.fps = _checked_fps(self.path, fps)
-        files = _numbered_frames(self.path)
-        first, last = _even_segment(self.path, len(files), self.fps, start, end)
-        self._files = files[first:last]
-        self.num_frames = last - first
+        self._names = _frame_names(self.path)
+        self._first, last = _even_segment(self.path, len(self._names), self.fps, start, end)
+        self.num_frames = last - self._first
 
     def read(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Frame_THWC:
         """(len(indices), H, W, 3) uint8. Raises DecodeError for an unreadable image or one of another size."""
         wanted = _checked_indices(self.path, indices, self.num_frames)
         pictures = _Pictures(self.path, wanted)
         for number in pictures.numbers:
-            pictures.put(number, _read_jpeg(os.path.join(self.path, self._files[number])))
+            pictures.put(number, _read_jpeg(os.path.join(self.path, self._names[self._first + number])))
         return pictures.arranged()
 
 
@@ -329,6 +334,7 @@ class VideoFile(_Closing):
         self._codec: Any = None
         self._error: Any = None  # PyAV's base exception
         self._reformatter: Any = None
+        self._direct: Any = None
         self._probed = False  # FFmpeg decoded some frames on opening, by itself
         self._fresh = True  # nothing demuxed from this container yet
         self._used = False  # nothing decoded with this decoder yet
@@ -404,8 +410,8 @@ class VideoFile(_Closing):
             opened = self._source
         try:
             kind = _common_format(self._source)
-            self._probed = probe or kind not in ("mp4", "webm")
-            options = None if self._probed else _UNPROBED
+            self._probed = probe or kind is None
+            options = None if self._probed else UNPROBED
             container = av.open(opened, mode="r", format=kind, metadata_errors="ignore", options=options)
         except (av.error.FFmpegError, OSError) as error:
             raise DecodeError(self.path, _why_unreadable(self._source, error)) from error
@@ -423,10 +429,21 @@ class VideoFile(_Closing):
         self._codec = self._stream.codec_context
         if self._codec is None:
             raise DecodeError(self.path, "PyAV has no decoder for its codec; re-encode it, for example to H.264")
+        if kind == "avi" and not self._probed and not self._order_told():
+            self._open(probe=True)
+            return
         self._codec.thread_count = self._threads
         self._reformatter = av.video.reformatter.VideoReformatter()
+        self._direct = DirectRgb()
         self._error = av.error.FFmpegError
         self._fresh, self._used = True, False
+
+    def _order_told(self) -> bool:
+        """Whether an AVI's header alone tells if frames are reordered."""
+        if self._codec.name == "mpeg4":
+            header = _vol_header(self._codec.extradata or b"")
+            return header is not None and header[1] is not None
+        return self._codec.name in _NEVER_REORDERED
 
     def _make_index(self) -> PacketIndex:
         """Tell from the packets, not decoding any (but for files whose frames can only be counted by decoding)."""
@@ -540,12 +557,16 @@ class VideoFile(_Closing):
     # Packets
 
     def _demux(self) -> Iterator[Any]:
-        """Packets from where the container stands; a damaged end is an end."""
+        """Packets from where the container stands."""
         self._fresh = False
+        return self._timed(self._container.demux(self._stream))
+
+    def _timed(self, packets: Iterator[Any]) -> Iterator[Any]:
+        """Packets with the right times, without the empty one at PyAV's end; a damaged end is an end."""
         times = self._times
         try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:  # PyAV closes the stream with an empty packet
+            for packet in packets:
+                if packet.size:
                     if times:
                         packet.pts = times.get(packet.pos)
                     yield packet
@@ -553,27 +574,32 @@ class VideoFile(_Closing):
             return
 
     def _packets_from(self, first: int) -> Iterator[Any]:
-        """Packets from number ``first`` on, the decoder cleared; none if the container cannot get there."""
+        """Packets from number ``first`` on, the decoder cleared, as they come: see :meth:`_timed`.
+
+        There are none if the container cannot get there.
+        """
         if self._kept is not None:
             if self._used:
                 self._codec.flush_buffers()
             return iter(self._kept[first:])
-        if first == 0:
-            if not self._fresh:
-                self._open(probe=self._probed)
-            return self._demux()
         try:
-            self._container.seek(int(self.index.pts[first]), stream=self._stream)  # clears the decoder, too
+            if first:
+                self._container.seek(int(self.index.pts[first]), stream=self._stream)  # clears the decoder, too
+            elif not self._fresh:
+                self._open(probe=self._probed)
+            self._fresh = False
+            packets = self._container.demux(self._stream)
+            return self._advanced(packets, int(self.index.pts[first])) if first else packets
         except (self._error, OSError):
             return iter(())
-        return self._demux_from(int(self.index.pts[first]))
 
-    def _demux_from(self, pts: int) -> Iterator[Any]:
-        packets = self._demux()
+    def _advanced(self, packets: Iterator[Any], pts: int) -> Iterator[Any]:
+        """Those from the packet of this time on; none if it does not come."""
         for packet in packets:
-            if packet.pts == pts:
+            time = self._times.get(packet.pos) if self._times else packet.pts
+            if time == pts:
                 return itertools.chain((packet,), packets)
-            if packet.pts is None or packet.pts > pts:  # landed behind it
+            if time is None or time > pts:  # landed behind it
                 break
         return iter(())
 
@@ -581,45 +607,73 @@ class VideoFile(_Closing):
 
     def _decode_wanted(self, numbers: Int64, missing: dict[int, int], pictures: _Pictures) -> None:
         """Decode frames ``numbers``; what is found leaves ``missing`` (display time → number)."""
-        groups = {0: set(missing)}
-        if self.index.can_seek and self._trust_keys:
-            groups = {}
-            for pts, entry in zip(missing, self.index.entry_points(numbers).tolist(), strict=True):
-                groups.setdefault(entry, set()).add(pts)
-        for entry, group in groups.items():
+        for entry, group in self._runs(numbers, missing):
             if not self._decode_run(entry, group, missing, pictures):
                 self._trust_keys = False
                 return
 
+    def _runs(self, numbers: Int64, missing: Iterable[int]) -> list[tuple[int, set[int]]]:
+        """The packets at which decoding begins, each with the display times of the frames that are reached from it.
+
+        ``numbers`` ascend, and ``missing`` has their display times.
+        """
+        index = self.index
+        if not (index.can_seek and self._trust_keys):
+            return [(0, set(missing))]
+        runs: list[tuple[int, set[int]]] = []
+        begin = end = 0  # of the last run: its first packet, and one past the last that it needs
+        for time, packet, entry in zip(
+            missing, index.frames[numbers].tolist(), index.entry_points(numbers).tolist(), strict=True
+        ):
+            # A keyframe right behind the last wanted frame is reached by going on as well as by beginning anew; with
+            # one frame between, too, unless it is that keyframe which is wanted: then all may be keyframes.
+            if not runs or not begin <= entry <= end + (packet > entry):
+                begin, end = entry, packet
+                runs.append((entry, set()))
+            runs[-1][1].add(time)
+            end = max(end, packet + 1)
+        return runs
+
     def _decode_run(self, entry: int, group: set[int], missing: dict[int, int], pictures: _Pictures) -> bool:
         """Decode from packet ``entry`` to the last of ``group``. False if ``entry`` is no real keyframe."""
-        packets = self._packets_from(entry)
-        codec, can_skip = self._codec, self.index.can_skip
+        packets, codec, times = self._packets_from(entry), self._codec, self._times
+        # Without reordering, which in an AVI opening tells, MPEG-4 has no frame that nothing refers to.
+        none_to_skip = self.index.codec == "mpeg4" and not codec.has_b_frames and self.index.container == "avi"
+        can_skip = self.index.can_skip and not none_to_skip
         entered = entry == 0  # whatever the file begins with is decoded the same in order
         entry_pts = int(self.index.pts[entry])
         codec.skip_frame = "DEFAULT"
         skipping = False
-        waiting = len(group)
-        for packet in packets:
-            wanted = packet.pts in group
-            if can_skip and skipping is wanted:
-                skipping = not wanted
-                codec.skip_frame = "NONREF" if skipping else "DEFAULT"
-            waiting -= wanted
+        to_come = to_find = len(group)  # packets of wanted frames, and these frames themselves
+        while to_find:
             # With the last one in, what the decoder holds is drained rather than pushed out by more packets.
-            for frame in self._decode(packet, last=not waiting):
+            try:
+                packet = next(packets, None) if to_come else None
+            except (self._error, OSError):  # a damaged end is an end
+                packet = None
+            if packet is not None:
+                if times:
+                    packet.pts = times.get(packet.pos)
+                if packet.pts in group:
+                    to_come -= 1
+                    if skipping:
+                        skipping, codec.skip_frame = False, "DEFAULT"
+                elif can_skip and not skipping:
+                    skipping, codec.skip_frame = True, "NONREF"
+            frames = self._decode(packet)
+            for frame in frames:
+                time = frame.pts
                 if not entered:
-                    if frame.pts is None or frame.pts < entry_pts:
+                    if time is None or time < entry_pts:
                         continue  # stored after the keyframe, shown before it: refers to what was not decoded
-                    if not (frame.key_frame and frame.pict_type == 1 and frame.pts == entry_pts):
+                    if not (frame.key_frame and frame.pict_type == 1 and time == entry_pts):
                         return False
                     entered = True
-                if frame.pts in group:
-                    number = missing.pop(frame.pts, None)
-                    if number is not None:
-                        self._convert(frame, number, pictures)
-            frame = None  # a decoder that changes its last picture (Cinepak) has to copy one that is still held
-            if not waiting:
+                if time in group and time in missing:
+                    self._convert(frame, missing.pop(time), pictures)
+                    to_find -= 1
+            frames, frame = [], None  # a decoder that changes its last picture (Cinepak) has to copy one that is held
+            if packet is None:
                 break
         return True
 
@@ -638,37 +692,29 @@ class VideoFile(_Closing):
             self._open(probe=True)
         packets = self._packets_from(0)
         self._codec.skip_frame = "DEFAULT"
-        for packet in packets:
+        for packet in self._timed(packets):
             yield from self._decode(packet)
         yield from self._decode(None)
 
-    def _decode(self, packet: Any, *, last: bool = False) -> list[Any]:
+    def _decode(self, packet: Any) -> list[Any]:
         """Frames ``packet`` brings out of the decoder; none from a damaged one: its neighbours may be fine."""
         self._used = True
-        frames: list[Any] = []
-        for item in (packet, None) if last else (packet,):
-            try:
-                frames += self._codec.decode(item)
-            except self._error:
-                continue
+        try:
+            frames: list[Any] = self._codec.decode(packet)
+        except self._error:
+            frames = []
         return frames
 
     def _convert(self, frame: Any, number: int, pictures: _Pictures) -> None:
-        # One thread: for a picture of this size starting more costs several times the conversion.
+        if frame.rotation or not self._direct.convert(frame, pictures.address(number, frame.height, frame.width)):
+            pictures.put(number, self._upright(frame))
+
+    def _upright(self, frame: Any) -> NDArray[np.uint8]:
+        """Any frame as (H, W, 3) uint8, its rotation applied."""
         try:
-            rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+            return upright(frame, self._reformatter)
         except (self._error, ValueError) as error:
             raise DecodeError(self.path, f"its pixel format {frame.format.name!r} has no way to RGB") from error
-        picture = rgb_pixels(rgb)
-        if frame.rotation:  # quarter turns, counter-clockwise, that set the picture upright
-            picture = np.rot90(picture, round(frame.rotation / 90) % 4)
-        pictures.put(number, picture)
-
-
-def rgb_pixels(frame: Any) -> NDArray[np.uint8]:
-    """(H, W, 3) of a PyAV frame in rgb24, a view of its memory: rows may be longer than they are wide."""
-    plane = frame.planes[0]
-    return np.ndarray((frame.height, frame.width, 3), np.uint8, plane, 0, (plane.line_size, 3, 1))
 
 
 class _Pictures:
@@ -680,17 +726,31 @@ class _Pictures:
         self.numbers = sorted(set(self._wanted))
         self._slots = {number: slot for slot, number in enumerate(self.numbers)}
         self._array: Frame_THWC | None = None
+        self._size = (0, 0)
+        self._address = 0
 
     def put(self, number: int, picture: NDArray[np.uint8]) -> None:
-        if self._array is None:
-            self._array = np.empty((len(self.numbers), *picture.shape), dtype=np.uint8)
-        if picture.shape != self._array.shape[1:]:
-            (height, width), (before, across) = picture.shape[:2], self._array.shape[1:3]
+        self._ready_for(*picture.shape[:2])
+        assert self._array is not None
+        self._array[self._slots[number]] = picture
+
+    def address(self, number: int, height: int, width: int) -> int:
+        """Where in memory a picture of this size belongs; ``SLACK`` bytes behind it are ours, too."""
+        self._ready_for(height, width)
+        return self._address + self._slots[number] * height * width * 3
+
+    def _ready_for(self, height: int, width: int) -> None:
+        if (height, width) == self._size:
+            return
+        if self._array is not None:
+            before, across = self._size
             raise DecodeError(
                 self._path,
                 f"its frames change size, from {across}×{before} to {width}×{height}; re-encode it to one size",
             )
-        self._array[self._slots[number]] = picture
+        shape = (len(self.numbers), height, width, 3)
+        memory = np.empty(math.prod(shape) + SLACK, dtype=np.uint8)
+        self._array, self._size, self._address = memory[:-SLACK].reshape(shape), (height, width), memory.ctypes.data
 
     def arranged(self) -> Frame_THWC:
         """The pictures in the order asked for, repeats included."""
@@ -723,7 +783,7 @@ class _VopReader:
     @property
     def order_known(self) -> bool:
         """Does the header say that B-pictures may come, so that others are shown one later, and all else fits?"""
-        return self._header is not None and self._header[1] and self._regular
+        return self._header is not None and self._header[1] is True and self._regular
 
     def gives_frame(self, packet: Any) -> bool:
         number, before = self._count, self._before
@@ -763,9 +823,9 @@ def _bits(data: bytes) -> str:
     return f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}" if data else ""
 
 
-def _vol_header(data: bytes) -> tuple[int, bool] | None:
+def _vol_header(data: bytes) -> tuple[int, bool | None] | None:
     """Of the video-object-layer header (ISO/IEC 14496-2, 6.2.3): the width of a picture's time field, and whether
-    it says that pictures are reordered; None if there is no such header."""
+    pictures are reordered, None where it does not say; None if there is no such header."""
     match = re.search(rb"\x00\x00\x01[\x20-\x2f]", data)
     if match is None:
         return None
@@ -785,7 +845,7 @@ def _vol_header(data: bytes) -> tuple[int, bool] | None:
         take(3)
     if take(4) == 15:  # aspect ratio, written out
         take(16)
-    reorders = False
+    reorders: bool | None = None
     if take(1):  # control parameters
         take(2)
         reorders = not take(1)  # "low delay"
@@ -971,22 +1031,64 @@ def _segment(
     return first, last
 
 
-_FRAME_NAME = re.compile(r"^(.*?)(\d+)\.jpe?g$", re.IGNORECASE)
+@dataclass(frozen=True, slots=True)
+class _FrameNames:
+    """The names of a folder's frames: what stands before the number, its digits (fewer are filled up with zeros), what
+    stands behind it."""
+
+    before: str
+    digits: int
+    behind: str
+    first: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> str:
+        return f"{self.before}{self.first + place:0{self.digits}}{self.behind}"
 
 
-def _numbered_frames(folder: str) -> list[str]:
+# Of long recordings, listing the frames and putting them in order takes 0.1 s, for every clip: each process keeps how
+# the names are made, until a folder changes. All of them take 2 MB at most.
+_KEPT_FOLDERS = 4096
+_kept_names: dict[tuple[str, int, int, int], _FrameNames] = {}
+_SETTLED = 2 * 10**9  # ns; a change sooner after the last one may leave a folder's time of change as it is
+
+
+def _frame_names(folder: str) -> _FrameNames | list[str]:
     """File names of a folder's frames in the order of their numbers."""
     if not os.path.isdir(folder):
         raise DecodeError(folder, "no such folder; check the path")
-    kinds: dict[str, list[tuple[int, str]]] = {}
     try:
-        names = os.listdir(folder)
+        status = os.stat(folder)
+        key = (folder, status.st_dev, status.st_ino, status.st_mtime_ns)
+        known = _kept_names.get(key)
+        if known is not None:
+            return known
+        names = _in_order(folder, os.listdir(folder))
     except OSError as error:
         raise DecodeError(folder, f"cannot be listed ({error.strerror})") from error
+    parts = frame_number(names[0])
+    assert parts is not None
+    before, digits = parts
+    made = _FrameNames(before, len(digits), names[0][len(before + digits) :], int(digits), len(names))
+    if any(made[place] != name for place, name in enumerate(names)):
+        return names
+    if time_ns() - status.st_mtime_ns > _SETTLED:
+        if len(_kept_names) >= _KEPT_FOLDERS:
+            _kept_names.clear()
+        _kept_names[key] = made
+    return made
+
+
+def _in_order(folder: str, names: Iterable[str]) -> list[str]:
+    """The frames among the names of files, by their numbers. Raises DecodeError for none, several series and gaps."""
+    kinds: dict[str, list[tuple[int, str]]] = {}
     for name in names:
-        match = _FRAME_NAME.match(name)
-        if match and not match[1].lower().startswith("flow"):
-            kinds.setdefault(match[1], []).append((int(match[2]), name))
+        found = frame_number(name)
+        if found is not None:
+            kinds.setdefault(found[0], []).append((int(found[1]), name))
     if not kinds:
         raise DecodeError(folder, "no numbered JPEG frames in it (img_00001.jpg, 000001.jpg …)")
     if len(kinds) > 1:

@@ -41,12 +41,12 @@ class IndexCache:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(root)
-        self.folder = Path(self.root, FOLDER)
 
     def get(self, path: str) -> PacketIndex | None:
         """The index of a video, None if it is not kept or the video has changed."""
         try:
-            data = self._place(path).read_bytes()
+            with open(self._place(path), "rb") as file:
+                data = file.read()
             length = int.from_bytes(data[:8], "little")
             header = json.loads(data[8 : 8 + length])
             if header["key"] != self._key(path):
@@ -84,16 +84,17 @@ class IndexCache:
                 }
             ).encode()
             header += b" " * (-len(header) % 8)
-            place = self._place(path)
+            place = Path(self._place(path))
             place.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(place) as partial:
                 partial.write_bytes(b"".join([len(header).to_bytes(8, "little"), header, *map(bytes, arrays)]))
         except OSError:  # a folder that may not be written to, a full disk: do without
             return
 
-    def _place(self, path: str) -> Path:
+    def _place(self, path: str) -> str:
+        # A text, not a Path, which takes as long to put together as a file that is not there to be missed.
         name = hashlib.sha256(os.fsencode(self._name(path))).hexdigest()
-        return self.folder / name[:2] / f"{name[2:32]}.index"
+        return os.path.join(self.root, FOLDER, name[:2], f"{name[2:32]}.index")
 
     def _name(self, path: str) -> str:
         """A video's name wherever the whole folder lies."""

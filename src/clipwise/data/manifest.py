@@ -8,8 +8,8 @@ CSV          columns ``path`` (relative to the CSV, or absolute) and ``label`` (
              heads, ``label:verb`` and ``label:noun``; or ``labels``, any number of names separated by ``|``, none
              where it is empty.
 folder       ``<folder>/<class>/<video>``, or ``<folder>/<train|val|test>/<class>/<video>``; a video is a
-             video file or a folder of nothing but JPEG frames. A split's folder may also be called
-             ``training``, ``valid``, ``validation`` or ``testing``.
+             video file, or a folder of numbered JPEG frames without a video or a folder in it. A split's folder
+             may also be called ``training``, ``valid``, ``validation`` or ``testing``.
 ``*.pack``   the single file of decoded frames that ``clipwise data pack`` writes, or the folder of shards.
 A folder with a ``manifest.csv`` in it is read from that.
 
@@ -27,6 +27,7 @@ import io
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -37,19 +38,13 @@ from numpy.typing import NDArray
 
 from clipwise.data.labels import LABEL, Head, LabelSpace
 from clipwise.data.stores import is_shards
+from clipwise.data.video_names import is_video_file, why_no_frames
 from clipwise.files import written_whole
 
 if TYPE_CHECKING:
     from clipwise.data.decode import Frames
     from clipwise.data.stores import FrameStore
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
-    ".ts", ".vob", ".webm", ".wmv",
-})
-# fmt: on
-_FRAME_SUFFIXES = frozenset({".jpg", ".jpeg"})
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -371,7 +366,8 @@ class Manifest:
             more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise ValueError(
                 f"{self.source}: {len(missing)} of {len(self)} videos are missing; relative paths start from "
-                f"{self.root}:{shown}{more}"
+                f"{self.root}:{shown}{more}\n"
+                f"`clipwise data check {shlex.quote(str(self.source))} --clean cleaned.csv` writes a list without them"
             )
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -556,9 +552,9 @@ def _read_folder(root: Path) -> tuple[list[_Row], tuple[str, ...]]:
 
 
 def find_videos(folder: str | os.PathLike[str]) -> list[Path]:
-    """All videos and frame folders below a folder, sorted; the folder itself if it holds JPEG frames alone."""
+    """All videos and frame folders below a folder, sorted; the folder itself if it is one of frames."""
     inside = _entries(Path(folder))
-    if _all_frames(inside):
+    if why_no_frames(inside) is None:
         return [Path(folder)]
     found: list[Path] = []
     for entry in inside:
@@ -579,14 +575,8 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_video(entry: os.DirEntry[str]) -> bool:
-    """A video file, or a folder of nothing but JPEG files."""
-    if not entry.is_dir():
-        return _suffix(entry) in VIDEO_SUFFIXES
-    return _all_frames(_entries(entry.path))
-
-
-def _all_frames(entries: Sequence[os.DirEntry[str]]) -> bool:
-    return bool(entries) and all(_suffix(entry) in _FRAME_SUFFIXES and not entry.is_dir() for entry in entries)
+    """A video file, or a folder of frames."""
+    return why_no_frames(_entries(entry.path)) is None if entry.is_dir() else is_video_file(entry.name)
 
 
 def _holds_classes(entry: os.DirEntry[str]) -> bool:
@@ -594,10 +584,6 @@ def _holds_classes(entry: os.DirEntry[str]) -> bool:
     inside = _entries(entry.path) if entry.is_dir() else []
     folders = [folder for folder in inside if folder.is_dir()]
     return not any(map(_is_video, inside)) and any(any(map(_is_video, _entries(folder.path))) for folder in folders)
-
-
-def _suffix(entry: os.DirEntry[str]) -> str:
-    return os.path.splitext(entry.name)[1].lower()
 
 
 def _written(entry: os.DirEntry[str], root: Path) -> str:

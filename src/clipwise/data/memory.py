@@ -2,6 +2,10 @@
 
 import mmap
 import os
+import shutil
+import sys
+import tempfile
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from multiprocessing import reduction
@@ -32,12 +36,10 @@ class FramesInMemory:
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes.prod(axis=1) * 3)])
         self._fps: list[float | None] = [None] * len(sizes)
         self._failures: dict[int, tuple[str, str]] = {}
-        # Not POSIX shared memory, whose file system containers keep small.
-        self._handle = os.memfd_create("clipwise") if hasattr(os, "memfd_create") else -1
-        size = max(1, int(self._offsets[-1]))
-        if self._handle >= 0:
-            os.ftruncate(self._handle, size)
-        self._data = mmap.mmap(self._handle, size)
+        self._handle, self._name = -1, f"clipwise-{uuid.uuid4().hex}"
+        if sys.platform != "win32":
+            self._handle = _file_without_name(max(1, self.nbytes))
+        self._data = self._mapped()
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -74,20 +76,50 @@ class FramesInMemory:
             np.frombuffer(self._data, np.uint8, end - start, start),
         )
 
+    def _mapped(self) -> mmap.mmap:
+        size = max(1, self.nbytes)
+        if sys.platform == "win32":  # where memory has a name, and lasts as long as any process has it
+            return mmap.mmap(-1, size, tagname=self._name)
+        return mmap.mmap(self._handle, size)
+
     def __getstate__(self) -> dict[str, Any]:
-        if self._handle < 0:
-            raise TypeError("frames in memory reach forked processes alone here: this system has no memfd_create")
-        # Only on the way to a child process can an open file be passed on.
-        return {**self.__dict__, "_data": None, "_handle": reduction.DupFd(self._handle)}
+        state = {**self.__dict__, "_data": None}
+        if sys.platform != "win32":
+            # Only on the way to a child process can an open file be passed on.
+            state["_handle"] = reduction.DupFd(self._handle)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
-        self._handle = state["_handle"].detach()
-        self._data = mmap.mmap(self._handle, max(1, self.nbytes))
+        if sys.platform != "win32":
+            self._handle = state["_handle"].detach()
+        self._data = self._mapped()
 
     def __del__(self) -> None:
         if getattr(self, "_handle", -1) >= 0:
             os.close(self._handle)
+
+
+def _file_without_name(size: int) -> int:
+    """The handle of a file of so many bytes, which is gone with its last handle.
+
+    Raises ValueError where it would have to be a temporary file and there is no room.
+    """
+    if hasattr(os, "memfd_create"):
+        # Not POSIX shared memory, whose file system containers keep small.
+        handle = os.memfd_create("clipwise")
+    else:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise ValueError(
+                f"{folder}: data.in_memory shares its frames through a temporary file of {size / 1e9:.2f} GB, and "
+                f"{free / 1e9:.2f} GB are free there; set TMPDIR to a folder with room, or leave data.in_memory out"
+            )
+        with tempfile.TemporaryFile() as file:
+            handle = os.dup(file.fileno())
+    os.ftruncate(handle, size)
+    return handle
 
 
 def hold_in_memory(

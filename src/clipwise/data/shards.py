@@ -21,6 +21,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -31,7 +32,8 @@ from typing import Any, BinaryIO, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from clipwise.data.decode import DecodeError, rgb_pixels
+from clipwise.data.decode import DecodeError
+from clipwise.data.direct_rgb import rgb_pixels
 from clipwise.data.manifest import Manifest
 from clipwise.data.pack import Options, PackReport, check_encoding, chunks_in_order, pack_metadata
 from clipwise.data.stores import INDEX, JOURNAL, is_shards
@@ -54,6 +56,7 @@ _TENSORS: dict[str, np.dtype[Any]] = {
 }
 _OPEN_FILES = 32  # shards that a process holds open
 _GAP = 2**16  # frames closer than this are fetched in one read
+_seeking = threading.Lock()
 
 ShardFormat = Literal["jpeg", "uint8", "h264"]
 
@@ -548,8 +551,7 @@ class ShardedFile:
             self._files[shard] = file
             while len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            # Neither moves a position that forked workers would share, nor maps memory that counts as theirs.
-            data = os.pread(file.fileno(), length, start)
+            data = _read_at(file, start, length)
         except OSError as error:
             raise DecodeError(str(self.path / _shard_name(shard)), f"cannot be read ({error.strerror})") from error
         if len(data) != length:
@@ -570,6 +572,17 @@ class ShardedFile:
                 size = int(np.prod(shape)) * _TENSORS[name].itemsize
                 self._tensors[name] = whole[position : position + size].view(_TENSORS[name]).reshape(shape)
         return self._tensors
+
+
+def _read_at(file: BinaryIO, start: int, length: int) -> bytes:
+    """Bytes of a file that others, too, read from."""
+    if hasattr(os, "pread"):
+        # Neither moves a position that forked workers would share, nor maps memory that counts as theirs.
+        return os.pread(file.fileno(), length, start)
+    # Windows, where nothing forks: a process has its files to itself, though not a thread.
+    with _seeking:
+        file.seek(start)
+        return file.read(length)
 
 
 class ShardedFrames:

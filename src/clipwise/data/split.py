@@ -34,7 +34,7 @@ from clipwise.data.table import Table
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Division", "Twin", "divide", "groups_of", "near_duplicates"]
+__all__ = ["Division", "Twin", "divide", "groups_of", "near_duplicates", "part_to_divide"]
 
 _MISSING = 1e9  # what a class missing from a split costs
 _EMPTY = 1e18  # what a split without videos costs
@@ -101,6 +101,22 @@ def groups_of(table: Table, group_by: str | None) -> list[str]:
     return [group for group in found if group is not None]
 
 
+def part_to_divide(table: Table, only: str, *, val: float, test: float) -> Table:
+    """The rows of the split ``only``, of which shares become val and test while all other rows stay as they are.
+
+    Raises ValueError where there is no such split, and where val or test is there already: what has been measured on it
+    would no longer be comparable.
+    """
+    part = table.select(only)
+    there = [name for name, share in (("val", val), ("test", test)) if share and name in table.manifest.splits]
+    if there:
+        raise ValueError(
+            f"{table.manifest.source}: has a split {there[0]} already, and --only {only} would add to it; ask for none "
+            f"(--{there[0]} 0), or divide everything anew (--resplit)"
+        )
+    return part
+
+
 def divide(
     table: Table,
     *,
@@ -109,6 +125,7 @@ def divide(
     group_by: str | None = None,
     seed: int = 0,
     rare_to_train: bool = False,
+    rest: str = "train",
 ) -> Division:
     """Divides a manifest; the same for the same manifest and seed, anywhere.
 
@@ -120,6 +137,7 @@ def divide(
         rare_to_train: put a class that fewer groups show than there are splits into train, instead of refusing. Where
             these classes would take so many groups to train that others are missing elsewhere, or a split is far from
             its share, the division is taken in which the fewest classes are missing from a split.
+        rest: the name of the split that val and test leave, which is called train here.
 
     Raises ValueError for shares that leave nothing for train, for fewer groups than splits, and, without
     ``rare_to_train``, for a class that cannot be in every split because too few groups show it, and where no division
@@ -127,9 +145,8 @@ def divide(
     """
     if not (0 <= val < 1 and 0 <= test < 1 and 0 < val + test < 1):
         raise ValueError(f"val and test are shares whose sum is above 0 and below 1, got {val:g} and {test:g}")
-    shares = {"train": 1 - val - test, "val": val, "test": test}
-    splits = tuple(name for name, share in shares.items() if share)
-    wanted = tuple(shares[name] for name in splits)
+    shares = {rest: 1 - val - test, **{name: share for name, share in (("val", val), ("test", test)) if share}}
+    splits, wanted = tuple(shares), tuple(shares.values())
 
     groups = groups_of(table, group_by)
     piece_of_row = _pieces(groups, table.files)
@@ -233,7 +250,7 @@ def _too_few(
     return (
         f"{table.manifest.source}: classes that lie in fewer {unit}s than there are splits ({_and(splits)}) cannot be "
         f"in each: {', '.join(shown)}{more}; {remedy}, ask for fewer splits, leave these classes out, or keep them in "
-        "train alone (--rare-to-train)"
+        f"{splits[0]} alone (--rare-to-train)"
     )
 
 

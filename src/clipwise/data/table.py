@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,12 @@ class Table:
         return tuple(
             tuple(f"{head.name}:{name}" for head, name in zip(manifest.heads, row, strict=True)) for row in names
         )
+
+    def select(self, split: str) -> Table:
+        """The rows of one split. Raises ValueError for an unknown one."""
+        manifest = self.manifest.select(split)
+        kept = [item.split == split for item in self.manifest]
+        return Table(manifest, self.header, tuple(itertools.compress(self.rows, kept)))
 
     def write(
         self,

@@ -138,7 +138,7 @@ def prepare(
         raise ValueError(f"{', '.join(str(path) for paths in files.values() for path in paths)}: no rows for {name}")
     index = VideoIndex(root, progress and (lambda found: progress(found, len(read.rows))))
     found, missing, notes = _match(public, index, read)
-    notes = [*_counts(public, read), *read.notes, *notes, *_untrained(read, found)]
+    notes = [*_counts(public, read, split or 1), *read.notes, *notes, *_untrained(read, found)]
     if missing:
         _write_missing(output / "missing.txt", missing)
         if not allow_missing or not found:
@@ -206,9 +206,18 @@ def _match(
     return found, tuple(dict.fromkeys(row.names[0] for row in absent)), notes
 
 
-def _counts(public: PublicSet, read: Annotations) -> list[str]:
-    """A note for each class list that is not as long as the official one."""
+def _counts(public: PublicSet, read: Annotations, split: int) -> list[str]:
+    """A note for each class list, and each split that the lists have, that is not as long as the official one."""
+    from clipwise.cli.app import counted
+
     notes = []
+    rows = Counter(row.split for row in read.rows)
+    for name, official_rows in public.rows.items():
+        if rows[name] and rows[name] != official_rows[split - 1]:
+            notes.append(
+                f"{counted(rows[name], 'video')} of split {name} in the annotation files, but {public.title} has "
+                f"{official_rows[split - 1]}"
+            )
     for head, names in read.classes.items():
         official = public.classes.get(head)
         if official is not None and len(names) != official:
@@ -235,8 +244,9 @@ def _missing_message(
 ) -> str:
     from clipwise.cli.app import counted
 
-    total = len({row.names[0] for row in read.rows})
-    shown = "".join(f"\n  {name}" for name in missing[:5])
+    called = {row.names[0]: row.names for row in read.rows}
+    why = {name: index.why_not(called[name]) for name in missing[:5]}
+    shown = "".join(f"\n  {name}" + (f": {reason}" if reason else "") for name, reason in why.items())
     more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
     if some:
         remedy = "--allow-missing writes the manifest without them"
@@ -245,7 +255,7 @@ def _missing_message(
         there = f"{below}, such as {index.first}" if index.count else "no video lies below it"
         remedy = f"expected below it: {public.layout}\n{there}"
     return (
-        f"{index.root}: {len(missing)} of {counted(total, 'video')} of {public.title} "
+        f"{index.root}: {len(missing)} of {counted(len(called), 'video')} of {public.title} "
         f"{'is' if len(missing) == 1 else 'are'} missing (all names: "
         f"{output / 'missing.txt'}):{shown}{more}\n{remedy}"
     )

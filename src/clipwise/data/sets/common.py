@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipwise.data.video_names import is_video_file, why_no_frames
+
 __all__ = [
     "AmbiguousVideo",
     "Annotations",
@@ -25,6 +27,7 @@ __all__ = [
     "VideoIndex",
     "check_label",
     "class_list",
+    "id_and_label",
     "locate",
     "ordered_classes",
     "read_json",
@@ -96,6 +99,8 @@ class PublicSet:
         ``*`` any text.
     read: the reader; called with the files found and the options (``split`` from 1, ``label``) that the set has.
     classes: how many classes there officially are, by head.
+    rows: how many videos the official lists have, by split, in each of the official divisions; empty where that is not
+        known for sure.
     layout: where the videos lie below ``--root``, for messages and docs.
     splits: the names of the splits that the manifest has.
     optional: keys of ``files`` that may be missing.
@@ -103,6 +108,7 @@ class PublicSet:
     numbered_splits: how many official train and test divisions there are; 0 if the set has just one.
     heads: what ``--label`` chooses from; empty if the set has one kind of label.
     fps: of frame folders extracted as officially said, None where nothing is said.
+    group_by: what tells clips of one recording, as ``data split --group-by`` takes it; empty where nothing does.
     unverified: what of the format has not been seen at its origin; empty if all has.
     """
 
@@ -118,6 +124,8 @@ class PublicSet:
     numbered_splits: int = 0
     heads: tuple[str, ...] = ()
     fps: float | None = None
+    group_by: str = ""
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     unverified: str = ""
 
 
@@ -218,6 +226,17 @@ def check_label(label: str, classes: Mapping[str, Any] | frozenset[str], where: 
     return label
 
 
+def id_and_label(path: Path, split: str, classes: Mapping[str, Any] | frozenset[str], listed: str) -> list[Row]:
+    """The rows of a list such as ``34870;Pulling two fingers in``. Raises ValueError for a line of another form."""
+    rows = []
+    for where, line in read_lines(path):
+        video, separator, label = line.partition(";")
+        if not separator:
+            raise ValueError(f"{where}: expected `34870;Pulling two fingers in`, got {line[:80]!r}")
+        rows.append(Row((video,), (check_label(label, classes, where, listed),), split, folders=(split,)))
+    return rows
+
+
 def class_list(name: str) -> tuple[str, ...]:
     """A class list that comes with the package: ``classes/<name>.txt``."""
     path = Path(__file__).parent / "classes" / f"{name}.txt"
@@ -231,14 +250,15 @@ class AmbiguousVideo(Exception):
 class VideoIndex:
     """Where every video and frame folder below ``root`` lies; listed once, no file is opened.
 
-    A folder whose first entries are all JPEG files is a frame folder and stands for a video. Hidden files are left
-    out. Raises ValueError if a folder cannot be listed.
+    A folder of frames stands for a video, see ``why_no_frames``. Hidden files are left out. Raises ValueError if a
+    folder cannot be listed.
     """
 
     def __init__(self, root: Path, progress: Callable[[int], None] | None = None) -> None:
         self.root = root
         self._paths: dict[str, list[str]] = {}
         self._frame_folders: set[str] = set()
+        self._other_folders: dict[str, str] = {}  # by name: one that is none of frames, and why
         self.count = 0
         self._progress = progress
         self._list(str(root), "")
@@ -271,50 +291,43 @@ class VideoIndex:
         """Whether a path that ``find`` gave is a folder of frames."""
         return path in self._frame_folders
 
+    def why_not(self, names: Sequence[str]) -> str | None:
+        """Of names that are not found: where a folder called so lies, and why it is none of frames; None without."""
+        return next((self._other_folders[name] for name in names if name in self._other_folders), None)
+
     @property
     def first(self) -> str | None:
         """One of the paths, relative to the root: an example."""
         return next((path for paths in self._paths.values() for path in paths), None)
 
     def _list(self, folder: str, relative: str) -> None:
-        from clipwise.data.manifest import VIDEO_SUFFIXES  # imports NumPy, which `--help` need not wait for
-
-        inside: list[os.DirEntry[str]] = []
         try:
             with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    inside.append(entry)
-                    # Frame folders hold thousands of files; a few of them tell.
-                    if len(inside) == 16 and relative and _all_frames(inside):
-                        break
+                inside = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
             raise ValueError(f"{folder}: the folder cannot be read ({error.strerror})") from error
-        if relative and inside and _all_frames(inside):
-            self._frame_folders.add(relative)
-            self._add(os.path.basename(relative), relative)
-            return
+        if relative:
+            name, why = os.path.basename(relative), why_no_frames(inside)
+            if why is None:
+                self._frame_folders.add(relative)
+                self._add(name, relative)
+                return
+            self._other_folders.setdefault(name, f"the folder {relative}/ is not taken for its frames, since {why}")
         for entry in inside:
             path = f"{relative}/{entry.name}" if relative else entry.name
             if entry.is_dir():
                 if not (entry.is_symlink() and _leads_back(entry.path)):
                     self._list(entry.path, path)
             else:
-                stem, suffix = os.path.splitext(entry.name)
                 # A link to nothing is no video.
-                if suffix.lower() in VIDEO_SUFFIXES and (not entry.is_symlink() or os.path.exists(entry.path)):
-                    self._add(stem, path)
+                if is_video_file(entry.name) and (not entry.is_symlink() or os.path.exists(entry.path)):
+                    self._add(os.path.splitext(entry.name)[0], path)
 
     def _add(self, stem: str, path: str) -> None:
         self._paths.setdefault(stem, []).append(path)
         self.count += 1
         if self._progress and self.count % 1000 == 0:
             self._progress(self.count)
-
-
-def _all_frames(entries: Sequence[os.DirEntry[str]]) -> bool:
-    return all(entry.name.lower().endswith((".jpg", ".jpeg")) and not entry.is_dir() for entry in entries)
 
 
 def _leads_back(link: str) -> bool:

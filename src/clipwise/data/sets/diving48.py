@@ -52,6 +52,7 @@ SETS = {
         classes={"label": 48},
         layout="rgb/<vid_name>.mp4; also other folders and suffixes, or frame folders",
         splits=("train", "test"),
+        group_by=r"([^/]+)_\d{5}",  # the recording, of which these are cut out
         unverified="seen in copies only",
     ),
 }

@@ -51,6 +51,7 @@ SETS = {
         layout="cropped_clips/<session>/<clip>.mp4; also other folders and suffixes, or frame folders",
         splits=("train", "test"),
         numbered_splits=3,
+        group_by="person",
         unverified="read off the code of others",
     ),
 }

@@ -2,7 +2,7 @@
 
 Official files (Serre Lab, Brown University, "three splits for the HMDB51", ``testTrainMulti_7030_splits``):
 ``<class>_test_split<k>.txt``  ``April_09_brush_hair_u_nm_np1_ba_goo_0.avi 1``: 1 train, 2 test, 0 in neither
-one for each of the 51 classes. The class order is the sorted names.
+one for each of the 51 classes, with 70 videos to train on and 30 to test on. The class order is the sorted names.
 Unverified: the readme of the archive (153 files, meaning of 0, 1 and 2) was seen as quoted by others, the lists
 themselves were not.
 """
@@ -42,6 +42,8 @@ SETS = {
         layout="<class>/<video>.avi; also one folder, other suffixes, or frame folders",
         splits=("train", "test"),
         numbered_splits=3,
+        group_by=r"([^/]+)_[fhlu]_[cn]m_np\d",  # what stands before the tags: the recording and the class
+        rows={"train": (51 * 70,) * 3, "test": (51 * 30,) * 3},
         unverified="the archive's readme was seen as quoted by others, its lists were not",
     ),
 }

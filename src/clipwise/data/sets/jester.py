@@ -2,7 +2,8 @@
 
 Official files (Qualcomm AI data sets, formerly 20BN): ``jester-v1-labels.csv`` (a class name on each line; its order
 is the class order), ``jester-v1-train.csv`` and ``jester-v1-validation.csv`` (``34870;Drumming Fingers``).
-``jester-v1-test.csv`` has no labels and is left out. Frames are ``<id>/00001.jpg``, 12 a second.
+``jester-v1-test.csv`` has no labels; later releases bring them in ``test-answers.csv``, in the form of the other lists,
+which may be missing. Frames are ``<id>/00001.jpg``, 12 a second.
 
 Unverified: the lists were not seen. Copies of the labels file differ in the order of "Pushing Hand Away" and "Pulling
 Hand In" (the one of repository Rars-project/mousepy, commit 06006bb, has them the other way round than the class list
@@ -22,12 +23,16 @@ SETS = {
             "labels": ("jester-v1-labels.csv", "labels.csv"),
             "train": ("jester-v1-train.csv", "train.csv"),
             "val": ("jester-v1-validation.csv", "validation.csv"),
+            "test": ("test-answers.csv",),
         },
         read=read,
         classes={"label": 27},
         layout="frame folders <id>/00001.jpg; also <id>.webm or <id>.mp4",
-        splits=("train", "val"),
+        splits=("train", "val", "test"),
+        optional=frozenset({"test"}),
+        optional_splits=frozenset({"test"}),
         fps=12,
+        rows={"train": (118_562,), "val": (14_787,), "test": (14_743,)},
         unverified="the labels file was seen in a copy, the lists were not",
     ),
 }

@@ -4,6 +4,10 @@ Official files (DeepMind's Kinetics page; the archives' names have changed over 
 ``train.csv``, ``validate.csv``, ``test.csv``
     label,youtube_id,time_start,time_end,split[,is_cc]
     abseiling,yq_M1PMw2hY,38,48,val
+Of Kinetics-600 the CVD Foundation has complete lists in ``train.txt`` and ``val.txt`` and says of its ``train.csv`` and
+``val.csv`` that they are incomplete (its repository's README, as forks of it quote it): where the former are there,
+they are taken. Unverified: that they have the columns of the others; if not, they are refused.
+
 Seen: part of Kinetics-600's validation list, and what the CVD Foundation, which hosts lists and videos, says and reads
 (repository cvdfoundation/kinetics-dataset: ``README.md``, commit 08be2b7, ``arrange_by_classes.py``, commit 3f0f5d9).
 The class order is the sorted names. ``test.csv`` may be missing, and is left out where it has no labels
@@ -20,7 +24,9 @@ The mini list ships with the package; it is that of the IBM/action-recognition-p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from clipwise.data.sets.common import Annotations, Files, PublicSet, Row, class_list, read_table
 
@@ -36,7 +42,7 @@ def read(files: Files, mini: bool = False) -> Annotations:
     for split in ("train", "val", "test"):
         for path in files[split]:
             unlabelled = 0
-            for where, cells in read_table(path, ("youtube_id", "time_start", "time_end")):
+            for where, cells in _rows(path):
                 label = cells.get("label", "").strip()
                 if not label and split != "test":
                     raise ValueError(f"{where}: no label; the training and validation lists have one on every line")
@@ -60,15 +66,29 @@ def read(files: Files, mini: bool = False) -> Annotations:
     return Annotations(rows, {"label": classes}, tuple(notes))
 
 
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a list, with their places."""
+    try:
+        yield from read_table(path, ("youtube_id", "time_start", "time_end"))
+    except ValueError as error:
+        if path.suffix != ".txt":
+            raise
+        instead = path.with_suffix(".csv").name
+        raise ValueError(
+            f"{error}; if it is not the CVD Foundation's list, move it away to have {instead} read"
+        ) from error
+
+
 def _kinetics(classes: int, title: str, *, source: int = 0, mini: bool = False) -> PublicSet:
     number = source or classes
     prefixes = (f"kinetics_{number}_", f"kinetics-{number}_", f"kinetics{number}_", "kinetics_")
     names = {"train": ("train",), "val": ("validate", "val"), "test": ("test",)}
+    complete = {"train": ("train.txt",), "val": ("val.txt",)} if number == 600 else {}
     return PublicSet(
         title=title,
         page="DeepMind's Kinetics page, or the CVD Foundation's repository kinetics-dataset",
         files={
-            split: tuple(f"{prefix}{name}.csv" for prefix in ("", *prefixes) for name in stems)
+            split: (*complete.get(split, ()), *(f"{prefix}{name}.csv" for prefix in ("", *prefixes) for name in stems))
             for split, stems in names.items()
         },
         read=partial(read, mini=mini),
