@@ -179,26 +179,32 @@ def studies(results: Results, pictures: Path, page: Path) -> Iterator[str]:
     yield prose(
         "Made by [`clipwise reproduce`](studies.md), with the last weights of each training, never the best on the"
         " videos that are tested. Percent, mean ± deviation over seeds, beside the figures of the paper or a reference"
-        " on the data that the column names. A claim holds where the difference of the means is on its side and larger"
-        " than the seeds' deviation; of single seeds the difference alone decides.",
+        " on the data that the column names. A claim is judged by the seeds that both rows have: it holds where the"
+        " difference of the means is on its side and larger than the seeds' deviation. One seed decides nothing; its"
+        " difference is told.",
     )
-    kinds = ["holds", "within the seeds' deviation", "does not", "not measured"]
+    kinds = ["holds", "within the seeds' deviation", "does not", "one seed alone", "not measured"]
     yield table(
-        ["study", "runs", *(f"claims: {kind}" for kind in kinds)],
+        ["study", "runs", *(f"claims: {kind}" for kind in kinds), "goals reached"],
         [
             [
                 f"[{titles[name]}](#{anchor(titles[name])})",
                 f"{(done := runs_of(record))} of {done + len(record['missing'])}",
                 *([verdict(claim) for claim in record["claims"]].count(kind) for kind in kinds),
+                goals_reached(record["goals"]),
             ]
             for name, record in results.items()
         ],
     )
     for name, record in results.items():
         yield f"### {titles[name]}"
-        yield from study(name, record)
+        yield from study(record)
         if (picture := pictures / f"{name}.png").is_file():
             yield f"![{titles[name]}]({Path(os.path.relpath(picture, page.parent)).as_posix()})"
+
+
+def goals_reached(goals: list[Record]) -> str:
+    return f"{sum(bool(goal['reached']) for goal in goals)} of {len(goals)}" if goals else "–"
 
 
 def runs_of(record: Record) -> int:
@@ -209,12 +215,14 @@ def verdict(claim: Record) -> str:
     difference, deviation = claim["difference"], claim["deviation"]
     if difference is None:
         return "not measured"
-    if deviation is not None and abs(difference) <= deviation:
+    if deviation is None:
+        return "one seed alone"
+    if abs(difference) <= deviation:
         return "within the seeds' deviation"
     return "holds" if claim["holds"] else "does not"
 
 
-def study(name: str, record: Record) -> Iterator[str]:
+def study(record: Record) -> Iterator[str]:
     """One study: its table, what became of its claims, and what a reader must know to judge them."""
     from clipwise.studies.report import duration, missing_line  # torch, for studies alone
     from clipwise.studies.report import table as study_table
@@ -222,6 +230,8 @@ def study(name: str, record: Record) -> Iterator[str]:
     yield table(*study_table(record))
     if record["claims"]:
         yield table(["claim", "difference", "holds"], ([*claim_cells(claim)] for claim in record["claims"]))
+    if record["goals"]:
+        yield table(["goal", "measured", "seeds", "reached"], ([*goal_cells(goal)] for goal in record["goals"]))
     data, runs = record["data"], [run for variant in record["variants"] for run in variant["runs"]]
     unread = sum(run.get("unreadable_videos", 0) for run in runs)
     versions = [f"{package} {number}" for package, number in record["versions"].items() if package in VERSIONS]
@@ -240,7 +250,7 @@ def study(name: str, record: Record) -> Iterator[str]:
         if runs
         else "nothing was run yet.",
     )
-    yield commands(own_command(name, record))
+    yield commands(*(record["commands"] or [record["command"]]))
 
 
 def claim_cells(claim: Record) -> Iterator[str]:
@@ -249,9 +259,17 @@ def claim_cells(claim: Record) -> Iterator[str]:
     if difference is None:
         yield "–"
     else:
-        spread = f" ± {deviation:.1f}" if deviation is not None else ", single seeds"
+        spread = f" ± {deviation:.1f}" if deviation is not None else f", seed {claim['seeds'][0]}"
         yield f"{difference:+.1f}".replace("-", "−") + spread
     yield verdict(claim)
+
+
+def goal_cells(goal: Record) -> Iterator[str]:
+    yield goal["text"]
+    if goal["value"] is None:
+        yield from ("–", "0", "not measured")
+    else:
+        yield from (f"{goal['value']:.1f}", str(goal["seeds"]), "yes" if goal["reached"] else "**no**")
 
 
 def speed(results: Results, folder: Path, page: Path) -> Iterator[str]:

@@ -171,14 +171,16 @@ def test_a_study_is_read(tmp_path: Path) -> None:
     def variant(model: str, top1: float, frames: int = 8, runs: int = 3, **more: Any) -> dict[str, Any]:
         own = {"model.num_frames": frames, "training.twins": "training.twins=true" in more.get("training", ())}
         base = {"model.num_frames": 8, "training.twins": False}
-        run = {"config": {"model.name": model} | {key: own[key] for key in own if own[key] != base[key]}}
+        config = {"model.name": model} | {key: own[key] for key in own if own[key] != base[key]}
+        told = [{"config": config, "weights_sha256": f"{model} {top1} {seed} {more}"} for seed in range(runs)]
         values = {"label": model, "model": model, "options": {"caffe_stride": True}, "training": [], "views": []}
-        return {**values, "mean": {"top1": top1} if runs else {}, "runs": [run] * runs, **more}
+        return {**values, "mean": {"top1": top1} if runs else {}, "runs": told, **more}
 
     study = {
         "data": {"source": "data/overhead_adl/clips.csv"},
         "config": {
             "model": {"name": "stm_resnet50", "num_frames": 8, "options": {"caffe_stride": True}},
+            "training": {"twins": False},
             "views": {"size": 112, "crops": 1, "stride": 8},
         },
         "variants": [
@@ -188,7 +190,7 @@ def test_a_study_is_read(tmp_path: Path) -> None:
             variant("stm_resnet50", 61.0, training=["training.twins=true"]),
             variant("tam_resnet50", 40.0, options={"temporal_pooling": True}),
             variant("i3d_inception_v1", 55.0, options={"last_pool": "padded"}),
-            variant("stc_resnet50", 0.0, runs=0),
+            variant("stc_resnet50", 0.0, runs=0, training=["model.num_frames=16", "training.twins=false"]),
         ],
     }
     (tmp_path / "study.json").write_text(json.dumps(study))
@@ -200,8 +202,21 @@ def test_a_study_is_read(tmp_path: Path) -> None:
         ("stm(training.twins=true)", "resnet50", 8, False),
         ("tam", "resnet50", 8, True),
         ("i3d", "inception_v1", 8, False),
+        ("stc", "resnet50", 16, False),
     ]
-    assert {one.runs for one in found} == {3}
+    assert [one.accuracy for one in found] == [50.0, 52.0, 60.0, 61.0, 40.0, 55.0, None]
+    assert {one.runs for one in found[:-1]} == {3}
+    # What was not run has its place in the grid, and is missing there.
+    told = contributions(found)
+    assert told.grids == {"overhead_adl/clips.csv": (("inception_v1", "resnet50"), (8, 16))}
+    assert only(told, "stc").missing == tuple(
+        f"{name} at {t} frames" for name in ("inception_v1", "resnet50") for t in (8, 16)
+    )
+    with pytest.raises(ValueError, match="nothing of these studies was run yet"):
+        contributions([found[-1]])
+    (tmp_path / "again.json").write_text(json.dumps(study))
+    with pytest.raises(ValueError, match=r"again.json: has the weights of .*study.json"):
+        read_results([tmp_path / "study.json", tmp_path / "again.json"])
     assert {one.dataset for one in found} == {"overhead_adl/clips.csv"}
     assert {one.protocol for one in found} == {"size=112, crops=1"}
     study["variants"] = [variant("tsn_resnet50", 50.0, views=["views.crops=3"])]

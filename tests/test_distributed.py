@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import PATIENCE, SMALL
 from safetensors.torch import load_file
 from torch import nn
 
@@ -53,7 +53,7 @@ def launch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Two processes of ``torchrun``, each on one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def _tell(data: str, folder: Path) -> dict[str, Any]:
     run("indivisible", "training.batch_size=7")
     run("synchronised", "training.sync_batch_norm=true")
 
-    begin, read = ClassificationTask.on_train_batch_start, TrainingClips.__getitem__
+    begin, read = ClassificationTask.on_train_batch_start, TrainingClips.item
 
     def interrupted(self: ClassificationTask, *arguments: Any) -> None:
         begin(self, *arguments)
@@ -213,15 +213,15 @@ def _tell(data: str, folder: Path) -> dict[str, Any]:
         if rank == 1 and self.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def killed(self: TrainingClips, draw: Any) -> Any:
+    def killed(self: TrainingClips, draw: Any, room: Any) -> Any:
         if rank == 1 and draw.number >= 14:
             os.kill(os.getpid(), signal.SIGKILL)
-        return read(self, draw)
+        return read(self, draw, room)
 
     ClassificationTask.on_train_batch_start = interrupted  # type: ignore[method-assign]
     run("stopped")
     ClassificationTask.on_train_batch_start = begin  # type: ignore[method-assign]
-    TrainingClips.__getitem__ = killed  # type: ignore[method-assign]
+    TrainingClips.item = killed  # type: ignore[method-assign]
     run("died", "data.workers=1")
     if rank == 0:
         shutil.rmtree(folder / "died", ignore_errors=True)  # the steps before it, if it came to any

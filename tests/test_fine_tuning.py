@@ -88,6 +88,14 @@ def test_frames_are_not_blamed_for_another_width(name: str, tmp_path: Path) -> N
     assert "8 frames" not in str(error.value)
 
 
+def test_a_start_from_another_networks_weights_is_said(tmp_path: Path) -> None:
+    _folder(tmp_path / "run", "tam_resnet18", 8, ("a", "b"), **NARROW)
+    for name, said in (("i3d_resnet18", "the file is of another network, tam_resnet18"), ("tam_resnet18", None)):
+        model = create_model(name, num_classes=2, num_frames=8, **NARROW)
+        report = load_weights(model, tmp_path / "run", name=name, classes=("a", "b"))
+        assert (said in str(report)) if said else report.network is None
+
+
 def test_frames_that_a_network_cannot_take_are_refused(videos: Path, tmp_path: Path) -> None:
     pooled = [*SMALL, "model.options.temporal_pooling=true", "model.num_frames=12"]
     with pytest.raises(ValueError, match="must be a multiple of 8, got 12; take 8 or 16"):

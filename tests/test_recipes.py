@@ -319,6 +319,7 @@ def test_commands_follow_from_one_another(name: str) -> None:
         assert tested == trained_in(name)
         assert all(other == trained_in(other.removeprefix("runs/")) for other in others)
         assert option(test, "--weights") == "last"
+    others = [line for line in header(name).get("Also", ()) if "model.name=" in line]
     if config.model.weights == "imagenet":
         assert "Start" not in header(name)
         assert option(train, "--reset-head") is None
@@ -327,6 +328,8 @@ def test_commands_follow_from_one_another(name: str) -> None:
     assert header(name)["Start"][0].startswith(f"the run of {before}")
     assert config.model.weights == f"{trained_in(before)}/last.safetensors"
     assert recipe(before).model.name == config.model.name
+    # Another network starts from a run of its own, not from this one's.
+    assert all(re.search(rf"model\.weights=runs/{before}_\w+/last\.safetensors", line) for line in others)
     assert (option(train, "--reset-head") is not None) == (data_set(before) != data_set(name))
 
 

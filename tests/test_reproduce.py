@@ -8,25 +8,25 @@ import shlex
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-from conftest import SMALL
+from conftest import SMALL, until
 from test_training import Interrupt as StopAfter
 
 import clipwise
 from clipwise.cli import main
+from clipwise.config import flat
 from clipwise.files import file_sha256
 from clipwise.studies import runner
 from clipwise.studies.plan import Plan, Request, Training, choose_variants, standing
-from clipwise.studies.report import table
+from clipwise.studies.report import collect, judged, table
 from clipwise.studies.runner import plan_study, run_study
-from clipwise.studies.study import Claim, Study, Variant, find_study, study_names
+from clipwise.studies.study import Claim, Goal, Study, Variant, find_study, study_names
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="studies are run on Linux and macOS")
 
@@ -41,6 +41,11 @@ STUDY = Study(
         Variant("TSM", "tsm_{backbone}"),
     ),
     claims=(Claim("TSM ≥ TSN", "TSM", "TSN"),),
+    goals=(
+        Goal("TSN at least 0", ("TSN",), low=0),
+        Goal("TSM − TSN at least 101", ("TSM", "TSN"), "difference", low=101),
+        Goal("all within 100", ("TSM", "TSN"), "spread", high=100),
+    ),
 )
 SETTINGS = tuple(field for field in SMALL if not field.startswith("model.name"))
 
@@ -95,6 +100,13 @@ def test_a_study_is_a_table_of_means_over_seeds(complete: Path, videos: Path) ->
     (claim,) = study["claims"]
     assert claim["difference"] == pytest.approx(tsm["mean"]["top1"] - tsn["mean"]["top1"], abs=1e-3)
     assert claim["holds"] == (claim["difference"] >= 0)
+    assert claim["seeds"] == [0, 1]
+    assert [(goal["reached"], goal["seeds"]) for goal in study["goals"]] == [(True, 2), (False, 2), (True, 2)]
+    assert [goal["value"] for goal in study["goals"]] == [
+        tsn["mean"]["top1"],
+        claim["difference"],
+        abs(claim["difference"]),
+    ]
     run = tsm["runs"][1]
     assert run["config"]["model.name"] == "tsm_resnet18"
     assert run["config"]["training.seed"] == 1
@@ -102,6 +114,8 @@ def test_a_study_is_a_table_of_means_over_seeds(complete: Path, videos: Path) ->
     text = (complete / "study.md").read_text()
     assert f"| TSM | {tsm['parameters'] / 1e6:.2f} |" in text
     assert "TSM ≥ TSN: " in text
+    assert "TSM − TSN at least 101: not reached, " in text
+    assert study["commands"] == [study["command"]]
     assert (complete / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -192,7 +206,7 @@ def test_whatever_ends_a_runner_its_trainings_go_on_where_they_were(videos: Path
     (training,) = plan_study(asked).asked
     killed = multiprocessing.get_context("fork").Process(target=run_study, args=(asked,))
     killed.start()
-    until(lambda: standing(training).epochs > 0)
+    until(lambda: standing(training).epochs > 0, "the first epoch")
     killed.kill()
     killed.join()
     # The training lives on: no other runner may touch its folder until it has ended.
@@ -200,7 +214,7 @@ def test_whatever_ends_a_runner_its_trainings_go_on_where_they_were(videos: Path
         run_study(asked)
     left = int(str(refused.value).partition("processes: ")[2].partition(")")[0].split(", ")[1])
     os.kill(left, signal.SIGTERM)
-    until(lambda: not locked(folder))
+    until(lambda: not locked(folder), "the training ends")
     epochs = standing(training).epochs
     assert (training.folder / "resume.ckpt").is_file()
 
@@ -215,13 +229,6 @@ def test_whatever_ends_a_runner_its_trainings_go_on_where_they_were(videos: Path
     assert standing(training).epochs > epochs
     assert "go on with: clipwise train --resume" in training.log.read_text()
     assert [run["variant"] for run in outcome.study["missing"]] == ["TSN", "TSN 3 crops", "TSM"]
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def locked(folder: Path) -> bool:
@@ -246,7 +253,8 @@ def test_no_training_is_begun_that_the_time_left_is_too_short_for(
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock.__setitem__(0, clock[0] + 1800) or clock[0])
     outcome = run_study(request(folder, videos), jobs=2, hours=1.2, reporter=NothingBegins())
     assert (outcome.complete, outcome.failed) == (False, ())
-    assert outcome.hours_left == pytest.approx(1.0)  # two at once do not halve the one that is left
+    # Two epochs, and a test of 8 views where an epoch is 16 clips and 8 views; two at once do not halve what is left.
+    assert outcome.hours_left == pytest.approx(1 + 0.5 * (8 / 3) / (16 + 8 / 3))
     assert outcome.study["missing"] == [{"variant": "TSM", "seed": 1}]
 
 
@@ -331,6 +339,17 @@ def test_show_prints_the_table_and_what_is_missing(
     assert command(["tiny", "-o", complete, "--show", "--json"], STUDY, monkeypatch, capsys)[1] == (
         json.dumps(read(complete), ensure_ascii=False) + "\n"
     )
+    # With settings of one's own, these decide: a seed more is missing, other settings or videos are refused.
+    named = ["tiny", videos, "-o", complete, "--show"]
+    assert command([*named, *options("--seeds", "0,1")], STUDY, monkeypatch, capsys)[0] == 0
+    status, _, err = command([*named, *options("--seeds", "0,2")], STUDY, monkeypatch, capsys)
+    assert status == 1
+    assert "missing: TSN (seed 2); TSN 3 crops (seed 2); TSM (seed 2)" in err
+    status, _, err = command([*named, *options("--set", "training.lr=0.5")], STUDY, monkeypatch, capsys)
+    print("XX", err)
+    assert (status, "training.lr is 0.01 there and 0.5 here" in err) == (1, True)
+    status, _, err = command(["tiny", "-o", complete, "--show", "--seeds", "0"], STUDY, monkeypatch, capsys)
+    assert (status, "begun with the videos" in err) == (1, True)
     # Nothing was run: a step of each network is timed, and nothing written.
     new = tmp_path / "new"
     status, out, err = command(["tiny", videos, "-o", new, "--show", *options()], STUDY, monkeypatch, capsys)
@@ -390,7 +409,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is(videos: Path, tmp_path
     )
     frames = replace(STUDY, variants=(TSN, Variant("8f", "tsn_{backbone}", training=("model.num_frames=8",))))
     assert "--set model.num_frames=4: tiny sets model.num_frames itself, for its variant 8f" in refused(frames)
-    assert "no split 'dev' to test on; there is: train, val" in refused(STUDY, "data.validation_split=dev")
+    assert "no split 'dev' to validate on; there is: train, val" in refused(STUDY, "data.validation_split=dev")
     for field in ("model.name=stm_resnet18", "training.seed=3"):
         with pytest.raises(ValueError, match="does not go with a study"):
             request(tmp_path, videos, STUDY, field)
@@ -448,3 +467,147 @@ def test_the_page_lists_all_studies(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert max(map(len, out.splitlines())) <= 80
     status, _, err = command(["stm_module"], None, monkeypatch, capsys)
     assert (status, "near it: stm_modules" in err) == (1, True)
+
+
+def test_runs_of_an_earlier_sitting_elsewhere_count(complete: Path, videos: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    study = read(complete)
+    del study["variants"][2]["runs"][1]  # TSM, seed 1
+    kept.write_text(json.dumps(study))
+    folder = tmp_path / "study"
+    asked = request(folder, videos, STUDY, "data.on_error=skip", known=kept, seeds=(0,))
+    outcome = run_study(asked, reporter=NothingBegins())
+    assert (outcome.complete, outcome.hours_left) == (True, 0)
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    told = read(folder)["variants"]
+    # All that it tells of is in the table, of other seeds too, and can be told of again.
+    assert [[run["seed"] for run in variant["runs"]] for variant in told] == [[0, 1], [0, 1], [0]]
+    runs, before = (each[0]["runs"][0] for each in (told, study["variants"]))
+    assert runs["videos_sha256"] == read(complete)["data"]["videos_sha256"]
+    assert {key: value for key, value in runs.items() if key != "config"} == {
+        key: value for key, value in before.items() if key != "config"
+    }
+    assert shlex.split(read(folder)["command"]).count(str(kept)) == 1
+    again = run_study(replace(asked, output=tmp_path / "again", known=folder / "study.json"), reporter=NothingBegins())
+    assert [variant["runs"] for variant in again.study["variants"]] == [variant["runs"] for variant in told]
+    # What lies in the folder itself goes before what is told of it.
+    plan = plan_study(replace(asked, output=complete, overrides=SETTINGS))
+    assert plan.known == {}
+    # What is missing is run.
+    plan = plan_study(replace(asked, seeds=(0, 1)))
+    assert [training.name for training in plan.asked if not plan.standing(training).finished] == ["TSM, seed 1"]
+
+
+def test_runs_of_another_study_or_other_settings_do_not_count(complete: Path, videos: Path, tmp_path: Path) -> None:
+    kept = complete / "study.json"
+
+    def refused(*more: str, known: Path = kept, data: Path = videos) -> str:
+        with pytest.raises(ValueError, match=r"\S") as error:
+            plan_study(request(tmp_path / "study", data, STUDY, *more, known=known))
+        return str(error.value)
+
+    assert "its TSN, seed 0 is another run than this study's: training.lr is" in refused("training.lr=0.5")
+    fewer = tmp_path / "fewer"
+    shutil.copytree(videos, fewer)
+    head, *lines = (fewer / "manifest.csv").read_text().splitlines()
+    lines.remove(next(line for line in lines if "train" in line))
+    (fewer / "manifest.csv").write_text("\n".join([head, *lines]))
+    assert "the videos or their labels are others" in refused(data=fewer)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(read(complete) | {"study": "stm_modules"}))
+    assert "tells of the study stm_modules" in refused(known=other)
+    for text in ("nothing", "{}", "[]"):
+        other.write_text(text)
+        assert "is no study.json" in refused(known=other)
+    assert "is no study.json (FileNotFoundError" in refused(known=tmp_path / "nowhere.json")
+
+
+def told_of(videos: Path, folder: Path, complete: Path, study: Study, labels: Sequence[str]) -> Path:
+    """A study.json that tells of seed 0 of these variants, as if they had been run."""
+    plan = plan_study(request(folder / "told", videos, study, seeds=(0,)))
+    told, like = collect(plan), read(complete)["variants"][0]["runs"][0]
+    for variant in told["variants"]:
+        if variant["label"] in labels:
+            training = plan.trainings[variant["label"], 0]
+            own, base = flat(training.config.to_dict()), flat(plan.base.to_dict())
+            of_start = training.start and f"weights of {training.start.label}"
+            variant["runs"] = [
+                like
+                | {"seed": 0, "weights_sha256": f"weights of {variant['label']}", "start_sha256": of_start}
+                | {"config": {key: own.get(key) for key in {*own, *base} if own.get(key) != base.get(key)}}
+            ]
+    file = folder / "told.json"
+    file.write_text(json.dumps(told))
+    return file
+
+
+CHAIN = replace(
+    STUDY,
+    variants=(
+        TSN,
+        Variant("8f", "tsm_{backbone}"),
+        Variant("16f", "tsm_{backbone}", training=("training.lr=0.01",), start="8f"),
+        Variant("32f", "tsm_{backbone}", training=("training.lr=0.005",), start="16f"),
+    ),
+    claims=(),
+    goals=(),
+)
+
+
+@pytest.mark.parametrize(
+    ("told", "asked", "left"),
+    [
+        (["8f"], [], ["TSN", "8f", "16f", "32f"]),  # of a run elsewhere there are figures, but no weights to start from
+        (["8f", "16f"], [], ["TSN", "8f", "16f", "32f"]),
+        (["8f", "16f", "32f"], [], ["TSN"]),
+        (["32f"], ["32f"], []),  # which needs nothing any more
+        (["8f"], ["8f"], []),
+        (["8f", "32f"], ["16f"], ["8f", "16f"]),
+    ],
+)
+def test_what_others_start_from_is_run_only_where_they_are(
+    told: list[str], asked: list[str], left: list[str], complete: Path, videos: Path, tmp_path: Path
+) -> None:
+    known = told_of(videos, tmp_path, complete, CHAIN, told)
+    plan = plan_study(request(tmp_path / "here", videos, CHAIN, known=known, seeds=(0,), variants=tuple(asked)))
+    waiting = [training for training in plan.asked if not plan.standing(training).finished]
+    assert [training.label for training in waiting] == left
+    # Whatever is left can be begun, one after the other.
+    for place, training in enumerate(waiting):
+        assert training.start is None or training.start in waiting[:place]
+
+
+def test_a_run_that_started_from_another_does_not_count(complete: Path, videos: Path, tmp_path: Path) -> None:
+    known = told_of(videos, tmp_path, complete, CHAIN, ["8f", "16f"])
+    told = json.loads(known.read_text())
+    told["variants"][2]["runs"][0]["start_sha256"] = "others"
+    known.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="its 16f, seed 0 is another run than this study's: it started from another"):
+        plan_study(request(tmp_path / "here", videos, CHAIN, known=known, seeds=(0,)))
+    told["variants"][1]["views"] = ["views.crops=3"]
+    known.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"its 8f, seed 0 .* it was tested with \('views.crops=3',\)"):
+        plan_study(request(tmp_path / "here", videos, CHAIN, known=known, seeds=(0,)))
+    told["config"]["model"]["unheard_of"] = 1
+    known.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"told.json: is no study.json \(.*unheard_of"):
+        plan_study(request(tmp_path / "here", videos, CHAIN, known=known, seeds=(0,)))
+
+
+def test_a_claim_is_judged_by_the_seeds_that_both_have() -> None:
+    """And the commands that made rows of different seeds are told apart."""
+
+    def row(label: str, *figures: tuple[int, float]) -> dict[str, Any]:
+        return {"label": label, "runs": [{"seed": seed, "figures": {"top1": figure}} for seed, figure in figures]}
+
+    study = replace(STUDY, variants=(TSN, Variant("TSM", "tsm_{backbone}")))
+    both = [row("TSN", (0, 50.0), (1, 52.0), (2, 90.0)), row("TSM", (0, 60.0), (1, 66.0))]
+    found = judged(study, both, "top1")
+    (claim,) = found["claims"]
+    assert (claim["seeds"], claim["difference"], claim["holds"]) == ([0, 1], 12.0, True)
+    assert claim["deviation"] == pytest.approx((2 + 18) ** 0.5, abs=1e-4)
+    assert [goal["seeds"] for goal in found["goals"]] == [3, 2, 2]  # all that a row has
+    (claim,) = judged(study, [both[0], row("TSM", (0, 60.0))], "top1")["claims"]
+    assert (claim["difference"], claim["deviation"]) == (10.0, None)
+    (claim,) = judged(study, [both[0], row("TSM", (3, 60.0))], "top1")["claims"]
+    assert (claim["difference"], claim["holds"]) == (None, None)

@@ -217,8 +217,10 @@ def variant_of(label: str, parameters: float, macs: float, *accuracies: float, *
     }
 
 
-def claim_of(text: str, difference: float | None, deviation: float | None, holds: bool | None) -> dict[str, Any]:
-    return {"text": text, "difference": difference, "deviation": deviation, "holds": holds}
+def claim_of(
+    text: str, difference: float | None, deviation: float | None, holds: bool | None, *seeds: int
+) -> dict[str, Any]:
+    return {"text": text, "seeds": [*seeds], "difference": difference, "deviation": deviation, "holds": holds}
 
 
 STUDY = {
@@ -241,10 +243,19 @@ STUDY = {
         variant_of("STM", 24.2e6, 33.2e9),
     ],
     "claims": [
-        claim_of("CSTM ≥ TSN", 19.0, None, True),
-        claim_of("CMM ≥ TSN", -0.8, 1.6, False),
-        claim_of("CMM ≥ CSTM", -19.8, 1.3, False),
+        claim_of("CSTM ≥ TSN", 19.0, None, True, 0),
+        claim_of("CMM ≥ TSN", -0.8, 1.6, False, 0, 1, 2),
+        claim_of("CMM ≥ CSTM", -19.8, 1.3, False, 0, 1),
         claim_of("STM ≥ CSTM", None, None, None),
+    ],
+    "goals": [
+        {"text": "TSN at most 58", "seeds": 3, "value": 51.0, "reached": True},
+        {"text": "CSTM at least 71.7", "seeds": 1, "value": 70.0, "reached": False},
+        {"text": "STM at least 73.7", "seeds": 0, "value": None, "reached": None},
+    ],
+    "commands": [
+        "clipwise reproduce invented_modules --output runs/invented --seeds 0,1,2 --variants tsn,cmm",
+        "clipwise reproduce invented_modules --output runs/invented --seeds 0 --variants cstm",
     ],
     "missing": [{"variant": "CSTM", "seed": seed} for seed in (1, 2)]
     + [{"variant": "STM", "seed": seed} for seed in (0, 1, 2)],
@@ -272,7 +283,7 @@ def test_a_study_shows_means_with_seeds_beside_the_papers_figures(study: str) ->
         "an invented device",
         "torch 2.13.0",
         "recipe synthetic_study",
-        STUDY["command"],
+        " ".join(STUDY["commands"]),
     ):
         assert what in " ".join(study.split())
 
@@ -285,15 +296,24 @@ def test_an_incomplete_study_says_which_runs_are_missing(study: str) -> None:
 
 def test_a_study_that_was_never_run_says_so(page: ModuleType) -> None:
     variants = [{**variant, "mean": {}, "deviation": {}, "runs": []} for variant in STUDY["variants"]]
-    parts = page.study("a", {**STUDY, "variants": variants, "claims": [], "device": None, "versions": {}})
+    parts = page.study({**STUDY, "variants": variants, "claims": [], "commands": [], "device": None, "versions": {}})
     text = " ".join(" ".join(parts).split())
-    assert "resnet18; nothing was run yet." in text
+    assert f"resnet18; nothing was run yet. ``` {STUDY['command']} ```" in text
     assert "None" not in text
 
 
 def test_a_claim_that_fails_says_so(study: str) -> None:
     assert row(study, "CMM ≥ CSTM")[1:] == ["−19.8 ± 1.3", "does not"]
     assert row(study, "CMM ≥ TSN")[1:] == ["−0.8 ± 1.6", "within the seeds' deviation"]
-    assert row(study, "CSTM ≥ TSN")[1:] == ["+19.0, single seeds", "holds"]
+    assert row(study, "CSTM ≥ TSN")[1:] == ["+19.0, seed 0", "one seed alone"]
     assert row(study, "STM ≥ CSTM")[1:] == ["–", "not measured"]
-    assert row(study, "[Impact of modules on rendered](#impact-of-modules-on-rendered)")[2:] == ["1"] * 4
+    assert row(study, "[Impact of modules on rendered](#impact-of-modules-on-rendered)")[2:] == [
+        *["0", "1", "1", "1", "1"],
+        "1 of 3",
+    ]
+
+
+def test_a_goal_that_is_missed_says_so(study: str) -> None:
+    assert row(study, "TSN at most 58")[1:] == ["51.0", "3", "yes"]
+    assert row(study, "CSTM at least 71.7")[1:] == ["70.0", "1", "**no**"]
+    assert row(study, "STM at least 73.7")[1:] == ["–", "0", "not measured"]

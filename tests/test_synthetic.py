@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import av
@@ -67,22 +68,33 @@ def features(pictures: Pictures) -> NDArray[np.float32]:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def judge_by_statistics(
-    pictures: Pictures, direction: NDArray[np.int64], pair: NDArray[np.int64], train: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Logistic regression on the features, a model for each pair; the answers, for all pictures."""
-    seen, answers = features(pictures), np.zeros(len(pictures), bool)
-    for p in np.unique(pair):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-        model.fit(seen[train & (pair == p)], direction[train & (pair == p)])
-        answers[pair == p] = model.predict(seen[pair == p]) == 1
-    return answers
+# Trained on the pictures of one mask, with their directions and pairs; the answers, for all pictures.
+Judge = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]], NDArray[np.bool_]]
 
 
-def judge_by_network(
-    pictures: Pictures, direction: NDArray[np.int64], pair: NDArray[np.int64], train: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def judge_by_statistics(pictures: Pictures) -> Judge:
+    """Logistic regression on the features, a model for each pair."""
+    seen = features(pictures)
+
+    def judge(direction: NDArray[np.int64], pair: NDArray[np.int64], train: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        answers = np.zeros(len(seen), bool)
+        for p in np.unique(pair):
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+            model.fit(seen[train & (pair == p)], direction[train & (pair == p)])
+            answers[pair == p] = model.predict(seen[pair == p]) == 1
+        return answers
+
+    return judge
+
+
+def judge_by_network(pictures: Pictures) -> Judge:
     """A network that sees the picture and, amplified, its finest detail; an output for each pair."""
+    return partial(_judge_by_network, pictures)
+
+
+def _judge_by_network(
+    pictures: Pictures, direction: NDArray[np.int64], pair: NDArray[np.int64], train: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
 
     def layer(channels_in: int, channels: int) -> nn.Module:
         convolution = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
@@ -148,9 +160,10 @@ def leak(twins: Twins, judge: str) -> dict[str, float]:
                 taken.append((pictures[chosen], direction * one, p * one, scene * one, end[chosen]))
     pictures, direction, pair, scene, end = (np.concatenate(parts) for parts in zip(*taken, strict=True))
     right, judged = np.zeros(len(scene), bool), np.zeros(len(scene), bool)
+    answer = JUDGES[judge](pictures)
     for fold in FOLDS[judge]:
         held_out = scene % 3 == fold
-        answers = JUDGES[judge](pictures, direction, pair, ~held_out)
+        answers = answer(direction, pair, ~held_out)
         right[held_out] = (answers == (direction == 1))[held_out]
         judged |= held_out
     among = {first: pair == p for p, (first, _) in enumerate(twins)} | {"ends": end, "all": pair >= 0}

@@ -363,3 +363,35 @@ def test_without_splits_a_share_of_each_class_is_held_out(videos: Path, tmp_path
         "moves_right",
         "moves_up",
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.milestones=[1]"], r"milestones=\[1\] belong to training.schedule=steps, and it is cosine"),
+        (["training.schedule=steps"], "schedule=steps without milestones never changes the rate"),
+        (["training.warmup_epochs=51"], "warmup_epochs=51 of 50 epochs: the full rate is never reached"),
+        (["training.momentum=0", "training.nesterov=true"], "nesterov is a kind of momentum"),
+    ],
+)
+def test_a_schedule_that_would_quietly_be_another_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(None, overrides)
+
+
+def test_an_epoch_is_validated_by_one_view_unless_all_are_asked_for(videos: Path, tmp_path: Path) -> None:
+    views = [*SMALL, "training.epochs=1", "views.sampling=uniform", "views.clips=2", "views.crops=3"]
+    config = load_config(None, views)
+    assert (config.views.one.clips, config.views.one.crops, config.views.one.sampling) == (1, 1, "middle")
+    assert load_config(None, [*views, "views.sampling=slowfast"]).views.one.sampling == "dense"
+    scores = []
+    for name, more in (("one", []), ("all", ["training.validation_views=all"])):
+        clipwise.train(videos, tmp_path / name, overrides=[*views, *more])
+        scores.append(json.loads((tmp_path / name / "validation.json").read_text())["scores"])
+    run = tmp_path / "one"
+    for found, tested in zip(scores, (config.views.one, config.views), strict=True):
+        np.testing.assert_allclose(
+            [row["scores"] for row in found],
+            [row["scores"] for row in clipwise.evaluate(run, views=tested, workers=0).record["scores"]],
+            atol=1e-5,
+        )

@@ -45,9 +45,30 @@ def start_of(config: Config) -> dict[str, Tensor]:
 
 def test_by_default_there_is_one_group_of_all_parameters_in_their_order() -> None:
     model = small()
-    [(factor, group)] = parameter_groups(model, rate_factors(model, TrainingConfig()))
+    [(factor, _, group)] = parameter_groups(model, rate_factors(model, TrainingConfig()), TrainingConfig())
     assert factor == 1
     assert all(one is other for one, other in zip(group, model.parameters(), strict=True))
+
+
+def test_normalisations_may_have_a_weight_decay_of_their_own() -> None:
+    model = small()
+    training = TrainingConfig(weight_decay=0.1, norm_weight_decay=0, lr_factors={"fc": 5})
+    groups = parameter_groups(model, rate_factors(model, training), training)
+    assert [(group.factor, group.weight_decay) for group in groups] == [(1.0, 0.1), (1.0, 0), (5.0, 0.1)]
+    of_norms = {id(p) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    assert {id(parameter) for parameter in groups[1].parameters} == of_norms
+    assert {id(parameter) for parameter in groups[2].parameters} == {id(model.fc.weight), id(model.fc.bias)}
+
+
+def test_nesterov_looks_ahead(videos: Path, tmp_path: Path) -> None:
+    """Its first step is 1 + momentum times the plain one."""
+    once = [*SMALL, "training.epochs=1", "training.batch_size=16", "training.weight_decay=0", "training.lr=0.001"]
+    moved = []
+    for name, more in (("plain", []), ("nesterov", ["training.nesterov=true"])):
+        clipwise.train(videos, tmp_path / name, overrides=[*once, *more])
+        config = load_config(None, [*once, *more])
+        moved.append(weights_of(tmp_path / name)["fc.bias"] - start_of(config)["fc.bias"])
+    torch.testing.assert_close(moved[1], 1.9 * moved[0])
 
 
 def test_the_longest_prefix_of_whole_parts_gives_the_factor() -> None:

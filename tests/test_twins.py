@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import SMALL
+from conftest import PATIENCE, SMALL
 from safetensors.torch import load_file
 from test_training import Interrupt
 from torch import Tensor
@@ -150,7 +150,7 @@ def test_two_processes_give_the_loss_and_the_gradients_of_one(tmp_path: Path) ->
     commands = [[sys.executable, "-c", PROCESS, str(rank), str(tmp_path)] for rank in range(2)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     for process in processes:
-        errors = process.communicate(timeout=120)[1]
+        errors = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == 0, errors
     per_process = [torch.load(tmp_path / f"result{rank}.pt") for rank in range(2)]
     for case, split in enumerate(sizes):

@@ -238,4 +238,6 @@ def device_name(device: torch.device | None = None) -> str:
     """The hardware that numbers were made on; the GPU where there is one, unless another device is named."""
     if device.type == "cuda" if device else torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)"
+    # With AMX, products in bf16 are rounded otherwise, and trainings end elsewhere; older torch does not tell.
+    amx = hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("amx_bf16")
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()}{' with AMX' if amx else ''}, {os.cpu_count()} cores)"

@@ -81,7 +81,7 @@ class DataConfig:
     train_split: str = "train"
     """The manifest's split to train on."""
     validation_split: str = "val"
-    """The manifest's split to validate on."""
+    """The manifest's split to validate on; ``none`` for no validation."""
     holdout: float = 0.2
     """Where the data has no splits: the share of each class that is held out for validation, by ``training.seed``."""
     head: str | None = None
@@ -203,6 +203,12 @@ class ViewsConfig:
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
 
+    @property
+    def one(self) -> "ViewsConfig":
+        """The middle clip's centre crop alone."""
+        sampling: Literal["middle", "dense"] = "dense" if self.sampling in ("dense", "slowfast") else "middle"
+        return dataclasses.replace(self, clips=1, crops=1, sampling=sampling)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -217,7 +223,11 @@ class TrainingConfig:
     """Learning rate at ``reference_batch`` clips a step; the one in force is lr · batch_size / reference_batch."""
     reference_batch: int = 64
     momentum: float = 0.9
+    nesterov: bool = False
+    """Nesterov's momentum."""
     weight_decay: float = 5e-4
+    norm_weight_decay: float | None = None
+    """That of normalisations' scale and shift; null: the same."""
     schedule: Literal["steps", "cosine"] = "cosine"
     milestones: tuple[int, ...] = ()
     """Epochs at which the rate falls to a tenth (``steps``)."""
@@ -266,6 +276,9 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     """Keep activations between blocks only, and compute the others once more in the backward pass: less memory, a third
     more computing, the same numbers."""
+    validation_views: Literal["one", "all"] = "one"
+    """What each epoch is validated by: the middle clip's centre crop, or all of ``views``, which may cost more than the
+    epoch."""
     best_by: Literal["top1", "mean_class_accuracy"] = "top1"
     """The validation figure that picks ``best.safetensors``, of several heads their mean; where a video has a set of
     labels it is mean average precision."""
@@ -273,7 +286,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "reference_batch", "accumulate")
-        _at_least(self, 0, "lr", "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed")
+        _at_least(self, 0, "lr", "momentum", "weight_decay", "norm_weight_decay", "warmup_epochs", "gradient_clip")
+        _at_least(self, 0, "seed")
         _at_least(self, 0, "ema", "label_smoothing", "mixup", "cutmix", "twins_lambda", "twins_beta")
         for prefix, factor in self.lr_factors.items():
             if not 0 <= factor < math.inf:
@@ -296,6 +310,8 @@ class TrainingConfig:
                 "twins correlate the logits of a whole batch, which accumulate would divide; leave one of the two out, "
                 f"or train in several processes, got accumulate {self.accumulate}"
             )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is a kind of momentum: give momentum above 0, got 0")
         if self.compile not in (True, False, "auto"):
             raise ValueError(f"compile is true, false or 'auto', got {self.compile!r}")
         if self.ema >= 1:
@@ -402,7 +418,28 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     values = _read_recipe(recipe) if recipe is not None else {}
     for override in overrides:
         _apply_override(values, override)
-    return config_from_mapping(values, source=str(recipe) if recipe is not None else "the command line")
+    config = config_from_mapping(values, source=str(recipe) if recipe is not None else "the command line")
+    _check_schedule(config.training)
+    return config
+
+
+def _check_schedule(training: TrainingConfig) -> None:
+    """Raises ValueError for a schedule that would quietly be another than its fields say."""
+    if training.schedule == "steps" and not training.milestones and training.epochs > 1:
+        raise ValueError(
+            "training.schedule=steps without milestones never changes the rate; say where it falls, such as "
+            "training.milestones=[20, 40]"
+        )
+    if training.schedule != "steps" and training.milestones:
+        raise ValueError(
+            f"training.milestones={list(training.milestones)} belong to training.schedule=steps, and it is "
+            f"{training.schedule}; set that, or training.milestones=[]"
+        )
+    if training.warmup_epochs > training.epochs:
+        raise ValueError(
+            f"training.warmup_epochs={training.warmup_epochs:g} of {training.epochs} epochs: the full rate is never "
+            "reached; make it smaller, 0 for none"
+        )
 
 
 def override_views(views: ViewsConfig, overrides: Sequence[str]) -> ViewsConfig:

@@ -97,9 +97,10 @@ def evaluate(
             result = evaluate_ensemble(checkpoints, data, views=views, **settings)
         else:
             result = run(checkpoints[0], data, views=views[0], **settings)
-    target = output or _target(checkpoints, result.record, weights)
+    target = output or _target(checkpoints, result.record)
     evaluation = result.evaluation
-    title = f"{_network(result.record)}, {len(evaluation.names)} videos"
+    split = result.record["data"]["split"]
+    title = f"{_network(result.record)}, {len(evaluation.names)} videos" + (f" of {split}" if split else "")
     try:
         write_json(target, result.record)
         pictures = _draw_confusion(target, evaluation, title)
@@ -157,7 +158,7 @@ def _network(record: dict[str, Any]) -> str:
     return " + ".join(member["checkpoint"]["model"]["name"] for member in _members(record))
 
 
-def _target(checkpoints: list[Path], record: dict[str, Any], weights: str) -> Path:
+def _target(checkpoints: list[Path], record: dict[str, Any]) -> Path:
     """A file in the first checkpoint's folder; the condition is in its name, so that no result replaces another's."""
     folders = [path if path.is_dir() else path.parent for path in checkpoints]
     together = "".join(f"+{folder.resolve().name}" for folder in folders[1:])
@@ -166,6 +167,7 @@ def _target(checkpoints: list[Path], record: dict[str, Any], weights: str) -> Pa
     condition = f"{views['sampling']}_{views['clips']}x{views['crops']}"
     if preset:
         condition = preset["name"] + (f"_{condition}" if preset["changed"] else "")
+    weights = Path(_members(record)[0]["checkpoint"]["weights"]).stem
     target = folders[0] / f"evaluation{together}_{record['data']['split'] or 'all'}_{condition}_{weights}.json"
     return name_for_result(target, record, _condition)
 

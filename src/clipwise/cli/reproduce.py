@@ -34,9 +34,12 @@ def reproduce(
         typer.Option("--recipe", "-r", help="A recipe of the package or a YAML file; the study's own if left out."),
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="Such as resnet18, where the study's networks leave it open.")
-    ] = "resnet50",
-    seeds: Annotated[str, typer.Option(help="Numbers, separated by commas.")] = "0,1,2",
+        str | None,
+        typer.Option(help="Such as resnet18, where the study's networks leave it open; resnet50 if left out."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Numbers, separated by commas; 0,1,2 if left out.", show_default=False)
+    ] = None,
     variants: Annotated[str | None, typer.Option(help="Only these, separated by commas; all if left out.")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at once; 1 on a CPU, as many as fit on a GPU if left out.")
@@ -46,7 +49,20 @@ def reproduce(
         list[str] | None,
         typer.Option("--set", "-s", metavar="SECTION.FIELD=VALUE", help="Override a field of every training."),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Run nothing; print the table, or what it will take.")] = False,
+    known: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STUDY.JSON",
+            help="Of an earlier sitting, perhaps elsewhere: its runs count, and are not run again.",
+        ),
+    ] = None,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show",
+            help="Run nothing; print the table, or what it will take: with the study's own settings if none are given.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print study.json.")] = False,
 ) -> None:
     """Run a study of the papers: its networks × seeds, one table, a picture and a JSON beside the paper's numbers.
@@ -72,15 +88,17 @@ def reproduce(
         output=output or Path("runs/studies") / study,
         data=data,
         recipe=recipe,
-        backbone=backbone,
-        seeds=_numbers(seeds),
+        backbone=backbone or Request.backbone,
+        seeds=_numbers(seeds) if seeds else Request.seeds,
         variants=choose_variants(chosen, [name.strip() for name in variants.split(",")] if variants else []),
         overrides=tuple(overrides or ()),
+        known=known,
     )
     command = request.command(jobs=jobs, hours=hours)
     if show:
-        outcome = show_study(request, jobs=jobs or 1)
-        if (request.output / "study.json").is_file():  # with the settings that it was begun with
+        as_begun = not any((data, recipe, backbone, seeds, overrides, known))
+        outcome = show_study(request, as_begun=as_begun, jobs=jobs or 1)
+        if as_begun and (request.output / "study.json").is_file():
             command = outcome.study["command"]
     else:
         with StudyDisplay() as display:
@@ -127,7 +145,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _print(outcome: "Outcome", *, as_json: bool) -> None:
     import json
 
-    from clipwise.studies.report import COUNTS, PUBLISHED, claim_lines, table
+    from clipwise.studies.report import COUNTS, PUBLISHED, claim_lines, goal_lines, table
 
     study = outcome.study
     if as_json:
@@ -146,7 +164,7 @@ def _print(outcome: "Outcome", *, as_json: bool) -> None:
     for row in rows:
         shown.add_row(*(row[place] for place in places))
     out.print(shown)
-    for line in claim_lines(study):
+    for line in (*claim_lines(study), *goal_lines(study)):
         out.print(line, markup=False, highlight=False)
 
 

@@ -28,6 +28,8 @@ from itertools import product
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from clipwise.config import flat
+
 __all__ = ["TABLE_7", "Contribution", "Contributions", "Result", "contributions", "read_results"]
 
 # Φ̄, Ψ̄ ta, Ψ̄ ta+tp
@@ -52,8 +54,8 @@ class Result(NamedTuple):
     """Empty of a network that is no module on a backbone."""
     frames: int
     temporal_pooling: bool
-    accuracy: float
-    """Percent."""
+    accuracy: float | None
+    """Percent; None where a study has not run it yet."""
     source: str
     """For messages: the file, and the line or row in it."""
     runs: int = 1
@@ -178,21 +180,25 @@ def contributions(results: Iterable[Result], *, baseline: str = "tsn", partial: 
     results = list(results)
     if not results:
         raise ValueError("there are no results to compare")
+    accuracies = [result.accuracy for result in results if result.accuracy is not None]
     for result in results:
-        if not 0 <= result.accuracy <= 100:
+        if result.accuracy is not None and not 0 <= result.accuracy <= 100:
             raise ValueError(f"{result.source}: an accuracy is from 0 to 100 percent, got {result.accuracy}")
-    if all(result.accuracy <= 1 for result in results):
+    if not accuracies:
+        raise ValueError("nothing of these studies was run yet; there are no results to compare")
+    if all(accuracy <= 1 for accuracy in accuracies):
         raise ValueError("all accuracies are at most 1, as shares are; give percent, which eq. 1 takes")
     _refuse_other_protocols(results)
     notes: list[str] = []
     means: dict[tuple[str, str, bool], dict[tuple[str, int], tuple[float, int]]] = {}
-    by_cell: dict[tuple[str, str, bool, str, int], list[Result]] = {}
+    by_cell: dict[tuple[str, str, bool, str, int], list[tuple[float, int]]] = {}
     for result in results:
-        key = (result.dataset, result.module, result.temporal_pooling, result.backbone, result.frames)
-        by_cell.setdefault(key, []).append(result)
+        if result.accuracy is not None:
+            key = (result.dataset, result.module, result.temporal_pooling, result.backbone, result.frames)
+            by_cell.setdefault(key, []).append((result.accuracy, result.runs))
     for (dataset, module, pooling, backbone, frames), of_cell in by_cell.items():
-        runs = sum(result.runs for result in of_cell)
-        mean = sum(result.accuracy * result.runs for result in of_cell) / runs
+        runs = sum(number for _, number in of_cell)
+        mean = sum(accuracy * number for accuracy, number in of_cell) / runs
         means.setdefault((dataset, module, pooling), {})[backbone, frames] = (mean, runs)
     numbers = sorted({runs for cells in means.values() for _, runs in cells.values()})
     if len(numbers) > 1:
@@ -310,7 +316,8 @@ def read_results(paths: Iterable[str | Path], *, metric: str = "top1") -> list[R
 
     CSV            a row for each network, columns ``dataset``, ``module``, ``backbone``, ``frames``,
                    ``temporal_pooling`` (0 or 1; 0 where there is no such column) and ``metric``; others are ignored
-    ``study.json`` of ``clipwise reproduce``: each variant is a network, its accuracy the mean over its seeds
+    ``study.json`` of ``clipwise reproduce``: each variant is a network, its accuracy the mean over its seeds, None
+                   where none was run
     other JSON     of ``clipwise evaluate``: one network each, the data set named by the data and its split
 
     In JSON the module and the backbone are told from the network's name (``stm_resnet50``); options and settings of a
@@ -325,6 +332,12 @@ def read_results(paths: Iterable[str | Path], *, metric: str = "top1") -> list[R
     """
     results: list[Result] = []
     weights: dict[str, Path] = {}
+
+    def once(digest: str) -> None:
+        if digest in weights:
+            raise ValueError(f"{path}: has the weights of {weights[digest]}; give each network once")
+        weights[digest] = path
+
     for path in map(Path, paths):
         if path.suffix.lower() == ".csv":
             results += _from_csv(path, metric)
@@ -338,18 +351,17 @@ def read_results(paths: Iterable[str | Path], *, metric: str = "top1") -> list[R
         try:
             if "variants" in record:
                 results += _from_study(path, record, metric)
+                for digest in dict.fromkeys(run["weights_sha256"] for row in record["variants"] for run in row["runs"]):
+                    once(digest)  # rows that differ in testing alone share them
                 continue
             if "ensemble" in record:
                 raise ValueError(f"{path}: is of an ensemble; eq. 1 is about single networks, give their results")
             results.append(_from_evaluation(path, record, metric))
-            digest = record["checkpoint"]["sha256"]
+            once(record["checkpoint"]["sha256"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: not a result of clipwise evaluate or clipwise reproduce, or one without {metric} ({error!r})"
             ) from error
-        if digest in weights:
-            raise ValueError(f"{path}: has the weights of {weights[digest]}; give each network once")
-        weights[digest] = path
     return results
 
 
@@ -385,27 +397,32 @@ def _from_csv(path: Path, metric: str) -> list[Result]:
 
 
 def _from_study(path: Path, record: dict[str, Any], metric: str) -> list[Result]:
-    """One result for each variant that has runs."""
+    """One result for each variant."""
     results = []
-    dataset = _data_name(record["data"]["source"], None)
+    dataset, base = _data_name(record["data"]["source"], None), flat(record["config"])
     for variant in record["variants"]:
-        if not variant["runs"]:
-            continue
-        # A run's own configuration has what differs from the study's, by dotted names.
-        differing = variant["runs"][0]["config"]
-        frames = differing.get("model.num_frames", record["config"]["model"]["num_frames"])
+        # What differs from the study's configuration, by dotted names: in a run, or else as the variant has it.
+        differing = variant["runs"][0]["config"] if variant["runs"] else _differing(variant["training"], base)
+        frames = differing.get("model.num_frames", base["model.num_frames"])
         where = f"{path}, {variant['label']}"
         trained = [
             text
             for text in variant["training"]
             if (name := text.partition("=")[0]) in differing and not name.startswith("model.")
         ]
-        accuracy = variant["mean"][metric]
+        accuracy = variant["mean"][metric] if variant["runs"] else None
         own_views = dict(text.removeprefix("views.").split("=", 1) for text in variant["views"])
         tested = _protocol(record["config"]["views"] | own_views)
         cell = _cell_of(variant["model"], frames, variant["options"], trained)
         results.append(Result(dataset, *cell, accuracy, where, len(variant["runs"]), tested))
     return results
+
+
+def _differing(overrides: Iterable[str], base: dict[str, Any]) -> dict[str, Any]:
+    import yaml
+
+    values = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in overrides)}
+    return {name: value for name, value in values.items() if base.get(name) != value}
 
 
 def _from_evaluation(path: Path, record: dict[str, Any], metric: str) -> Result:

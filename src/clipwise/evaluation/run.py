@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from clipwise.checkpoint import Checkpoint, command_line, device_name, read_checkpoint, versions
-from clipwise.config import ViewsConfig
+from clipwise.config import DataConfig, ViewsConfig
 from clipwise.data.failures import Failure, OnError
 from clipwise.data.manifest import Manifest, class_list_hash
 from clipwise.evaluation.presets import changed_fields, protocol_entry, protocol_views
@@ -60,8 +60,8 @@ def evaluate(
     Args:
         checkpoint: a folder that ``clipwise train`` wrote, or a weight file inside one.
         data: a folder, manifest or pack; the run's own validation videos when None.
-        split: of the data; if None, the run's validation split where the data has it, what was held out where the data
-            is the run's own, and else all.
+        split: of the data; if None, the run's validation split, or else the only one beside that for training; of data
+            without splits what was held out where it is the run's own, and else all.
         which: ``best`` or ``last`` weights.
         views: other views than the checkpoint's.
         protocol: the name of a published protocol (:mod:`clipwise.evaluation.presets`), whose views are used unless
@@ -82,7 +82,8 @@ def evaluate(
     folder = trained.weights.parent
     run = RunAccount.read(folder) if is_run(folder) else None
     manifest, used = videos_to_score(trained, run, data, split)
-    manifest.check_files()
+    if on_error == "raise":  # else each that is missing is one that cannot be read
+        manifest.check_files()
     if views is None:
         views = protocol_views(protocol, trained.views, trained.config.num_frames) if protocol else trained.views
     precision = precision or (run.config.training.precision if run else "fp32")
@@ -153,16 +154,19 @@ def videos_to_score(
     manifest = Manifest.read(source).with_label_space(trained.label_space)
     if split is not None:
         return manifest.select(split), split
-    usual = run.config.data.validation_split if run else "val"
+    usual = run.config.data.validation_split if run else DataConfig.validation_split
     if usual in manifest.splits:
         return manifest.select(usual), usual
+    if manifest.splits:
+        trained_on = run.config.data.train_split if run else DataConfig.train_split
+        others = [name for name in manifest.splits if name != trained_on]
+        if len(others) == 1:
+            return manifest.select(others[0]), others[0]
+        raise ValueError(
+            f"{manifest.source}: no split {usual!r}; name the split to test on by --split: {', '.join(manifest.splits)}"
+        )
     if run is None or own is None or os.path.realpath(manifest.source) != os.path.realpath(own):
         return manifest, None
-    if manifest.splits:
-        raise ValueError(
-            f"{manifest.source}: no split {usual!r}, and the run was trained on part of it; name the split to "
-            f"test on: {', '.join(manifest.splits)}"
-        )
     marks = [usual if video(item) in run.validation_videos else "train" for item in manifest]
     return manifest.with_splits(marks).select(usual), usual
 

@@ -1,13 +1,14 @@
 """How long trainings take and how many fit on the device, from what was measured here.
 
 Seconds an epoch are those of the training's own epochs, else of its variant's with other seeds, else of the study's
-other networks in proportion to their MACs. Where no epoch was run in the folder yet, one step of the network is timed
-and counted up, a validation pass as a third of it for each clip; reading videos is not in that.
+other networks in proportion to their MACs. Where no epoch was run in the folder yet, one step of one network, the
+middle one by MACs, is timed and counted up for all; reading videos is not in that. A view in validation or testing
+counts as a third of a clip in training.
 """
 
 import time
 from collections.abc import Iterable
-from statistics import mean
+from statistics import mean, median_low
 
 import torch
 
@@ -16,7 +17,7 @@ from clipwise.data.transforms import Normalise
 from clipwise.data.workers import available_cores
 from clipwise.models.network import channels_last
 from clipwise.models.registry import create_model
-from clipwise.studies.plan import Plan, Training, standing
+from clipwise.studies.plan import Plan, Training, record_path, standing
 
 __all__ = ["Costs", "jobs_that_fit"]
 
@@ -31,7 +32,7 @@ class Costs:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._timed: dict[str, float] = {}
+        self._timed: float | None = None
         self.look()
 
     def look(self) -> None:
@@ -40,17 +41,19 @@ class Costs:
         self._measured = [(training, now.seconds / now.epochs) for training, now in there if now.epochs]
 
     def seconds_left(self, training: Training, *, timed: bool = True) -> float | None:
-        """Seconds that a training still takes by itself; None where nothing was measured and nothing is to be
-        ``timed``."""
-        now = standing(training)
-        if now.finished:
+        """Seconds that a training and its tests still take by themselves; None where nothing was measured and nothing
+        is to be ``timed``."""
+        now = self.plan.standing(training)
+        views = self._views_left(training)
+        if now.finished and not views:
             return 0.0
-        rate = now.seconds / now.epochs if now.epochs else self._rate(training)
+        rate = now.seconds / now.epochs if now.epochs and now.seconds else self._rate(training)
         if rate is None:
             if not timed:
                 return None
             rate = self._timed_rate(training)
-        return rate * (training.config.training.epochs - now.epochs)
+        epochs = training.config.training.epochs - now.epochs
+        return rate * (epochs + views / 3 / self._clips_an_epoch(training))
 
     def hours_left(self, trainings: Iterable[Training], jobs: int, *, timed: bool = True) -> float | None:
         """Hours until all of some trainings are finished, ``jobs`` of them at once: no less than the longest takes."""
@@ -65,12 +68,30 @@ class Costs:
         return mean(own or scaled) if scaled else None
 
     def _timed_rate(self, training: Training) -> float:
-        if training.label not in self._timed:
-            clip, _ = time_step(training.config, len(self.plan.manifest.classes))
-            views = training.config.views
-            train, validation = self.plan.parts[training.seed]
-            self._timed[training.label] = clip * (len(train) + len(validation) * views.clips * views.crops / 3)
-        return self._timed[training.label]
+        if self._timed is None:
+            work = {_work(each): each for each in self.plan.distinct}
+            timed = work[median_low(work)]
+            clip, _ = time_step(timed.config, len(self.plan.manifest.classes))
+            self._timed = clip / _work(timed)
+        return self._timed * training.macs * self._clips_an_epoch(training)
+
+    def _clips_an_epoch(self, training: Training) -> float:
+        """Passes of a clip through the network, forward and backward, that an epoch and its validation are worth."""
+        train, validation = self.plan.parts[training.seed]
+        settings, views = training.config.training, training.config.views
+        if settings.validation_views == "one":
+            views = views.one
+        return len(train) * (2 if settings.twins else 1) + len(validation) * views.clips * views.crops / 3
+
+    def _views_left(self, training: Training) -> float:
+        """Views that the tests of its variants still take, as many as would be of the size in training."""
+        _, validation = self.plan.parts[training.seed]
+        rows = [row for row in self.plan.rows if self.plan.trainings[row.variant.label, training.seed] is training]
+        return len(validation) * sum(
+            row.macs / training.macs * row.views.clips * row.views.crops
+            for row in rows
+            if (row.variant.label, training.seed) not in self.plan.known and not record_path(training, row).is_file()
+        )
 
 
 def _work(training: Training) -> int:
@@ -130,7 +151,7 @@ def jobs_that_fit(plan: Plan) -> int:
     Raises:
         ValueError: if not even one fits.
     """
-    waiting = [training for training in plan.asked if not standing(training).finished]
+    waiting = [training for training in plan.asked if not plan.standing(training).finished]
     if not waiting or not torch.cuda.is_available():
         return 1
     largest = max(waiting, key=_work)

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ __all__ = [
     "hash_of",
     "is_remnant",
     "make_plan",
+    "record_path",
     "standing",
 ]
 
 _LAST = "last.safetensors"
+_OTHER_VIDEOS = "the videos or their labels are others"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Request:
     variants: tuple[str, ...] = ()
     """Labels; all of the study when empty."""
     overrides: tuple[str, ...] = ()
+    known: Path | None = None
+    """A ``study.json`` whose runs need not be run again, though their folders are not here."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
@@ -71,6 +75,7 @@ class Request:
         """The command that begins this, and goes on with it; of the ``whole`` study, or what was asked of it."""
         words = ["clipwise", "reproduce", self.study.name, *([str(self.data)] if self.data else [])]
         words += ["--output", str(self.output)]
+        words += ["--known", str(self.known)] if self.known else []
         words += ["--recipe", self.recipe] if self.recipe else []
         words += ["--backbone", self.backbone] if self.backbone != Request.backbone else []
         words += ["--seeds", ",".join(map(str, self.seeds))]
@@ -125,6 +130,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How far a training is."""
+
+    epochs: int
+    seconds: float
+    """Of these epochs together."""
+    finished: bool
+
+
+@dataclass(frozen=True)
 class Plan:
     """The whole study: rows, and the training of each row and seed."""
 
@@ -142,6 +157,15 @@ class Plan:
     """By label and seed: of all seeds asked for, and of those that lie in the folder besides."""
     parts: dict[int, tuple[Manifest, Manifest]]
     """By seed the videos to train on and to test on; without splits in the data each seed holds others out."""
+    known: "dict[tuple[str, int], Known]" = field(default_factory=dict)
+    """By label and seed what ``request.known`` tells of runs that have nothing here and are not needed here."""
+
+    def standing(self, training: Training) -> Standing:
+        """How far a training is, those that are known included."""
+        there = standing(training)
+        if there.epochs or not any(self.trainings[key] is training for key in self.known):
+            return there
+        return Standing(training.config.training.epochs, 0.0, True)
 
     @property
     def distinct(self) -> list[Training]:
@@ -163,25 +187,29 @@ class Plan:
         found: dict[Path, Training] = {}
         for seed in self.request.seeds:
             for label in labels:
-                for training in _with_starts(self.trainings[label, seed]):
+                for training in self._with_starts(self.trainings[label, seed]):
                     found[training.folder] = training
         return list(found.values())
 
-
-def _with_starts(training: Training) -> Iterator[Training]:
-    if training.start:
-        yield from _with_starts(training.start)
-    yield training
+    def _with_starts(self, training: Training) -> Iterator[Training]:
+        """A training after those that it needs."""
+        if training.start and not self.standing(training).finished:
+            yield from self._with_starts(training.start)
+        yield training
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far a training is."""
+class Known:
+    """A run that was made elsewhere."""
 
-    epochs: int
-    seconds: float
-    """Of these epochs together."""
-    finished: bool
+    run: dict[str, Any]
+    """As ``study.json`` has it."""
+    values: dict[str, Any]
+    """Its whole configuration, by dotted names."""
+    config: Config
+    views: tuple[str, ...]
+    """The variant's own, in testing."""
+    videos_sha256: str
 
 
 def standing(training: Training) -> Standing:
@@ -193,6 +221,11 @@ def standing(training: Training) -> Standing:
     epochs = max((log.epoch for log in logs), default=0)
     finished = epochs >= training.config.training.epochs and (training.folder / _LAST).is_file()
     return Standing(epochs, sum(log.seconds for log in logs), finished)
+
+
+def record_path(training: Training, row: Row) -> Path:
+    """Where the test of a training's last weights with a variant's views is kept."""
+    return training.folder / f"evaluation_{row.variant.slug}.json"
 
 
 def choose_variants(study: Study, names: Sequence[str]) -> tuple[str, ...]:
@@ -222,7 +255,8 @@ def make_plan(request: Request, *, data: Path, recipe: str | None) -> Plan:
     if base.data.head is not None:
         manifest = manifest.with_head(base.data.head)
     manifest.check_files()
-    seeds = sorted({*request.seeds, *_seeds_there(request.output, study)})
+    told = _read_known(request)
+    seeds = sorted({*request.seeds, *_seeds_there(request.output, study), *(seed for _, seed in told)})
     rows: list[Row] = []
     trainings: dict[tuple[str, int], Training] = {}
     parts: dict[int, tuple[Manifest, Manifest]] = {}
@@ -267,8 +301,9 @@ def make_plan(request: Request, *, data: Path, recipe: str | None) -> Plan:
     )
     for training in plan.distinct:
         _check_folder(training, *parts[training.seed])
+    plan = replace(plan, known=_known(plan, told))
     for training in plan.asked:
-        _check_start(study, training)
+        _check_start(plan, training)
     return plan
 
 
@@ -341,19 +376,9 @@ def _check_folder(training: Training, train: Manifest, validation: Manifest) -> 
     if not is_run(folder):
         raise ValueError(f"{folder}: holds files that are no training run; move them away, or give another --output")
     account = RunAccount.read(folder)
-    there, wanted = _effective(account.config), _effective(training.config)
-    differences = [
-        f"{key} is {there.get(key)} there and {wanted.get(key)} here"
-        for key in sorted({*there, *wanted} - {*READING, "model.weights"})
-        if there.get(key) != wanted.get(key)
-    ]
-    recorded = (account.origin.get("weights") or {}).get("sha256")
-    if not _same_weights(account.config.model.weights, recorded, training.config.model.weights):
-        differences.append(
-            f"model.weights is {account.config.model.weights} there and {training.config.model.weights} here"
-        )
+    differences = _differences(training, account.config, (account.origin.get("weights") or {}).get("sha256"))
     if not _same_videos(account, train, validation):
-        differences.append("the videos or their labels are others")
+        differences.append(_OTHER_VIDEOS)
     if differences:
         raise ValueError(
             f"{folder}: holds another run than the study's {training.name}: {'; '.join(differences)}; give the "
@@ -361,10 +386,111 @@ def _check_folder(training: Training, train: Manifest, validation: Manifest) -> 
         )
 
 
-def _check_start(study: Study, training: Training) -> None:
+def _differences(training: Training, there: Config, start_sha256: str | None) -> list[str]:
+    """In what a run of another configuration and start differs from a training; empty where they are one."""
+    differences = _other_values(training, there)
+    if not _same_weights(there.model.weights, start_sha256, training.config.model.weights):
+        differences.append(f"model.weights is {there.model.weights} there and {training.config.model.weights} here")
+    return differences
+
+
+def _other_values(training: Training, there: Config) -> list[str]:
+    values, wanted = _effective(there), _effective(training.config)
+    return [
+        f"{key} is {values.get(key)} there and {wanted.get(key)} here"
+        for key in sorted({*values, *wanted} - {*READING, "model.weights"})
+        if values.get(key) != wanted.get(key)
+    ]
+
+
+def _read_known(request: Request) -> dict[tuple[str, int], Known]:
+    """By label and seed the runs that ``request.known`` tells of.
+
+    Raises:
+        ValueError: if it cannot be read, or is that of another study.
+    """
+    file = request.known
+    if file is None:
+        return {}
+    found = {}
+    try:
+        study = json.loads(file.read_text(encoding="utf-8"))
+        name, base, videos = study["study"], flat(study["config"]), study["data"]["videos_sha256"]
+        for variant in study["variants"]:
+            for run in variant["runs"]:
+                values = base | run["config"]
+                found[variant["label"], run["seed"]] = Known(
+                    run=run,
+                    values=values,
+                    config=Config.from_json(_nested(values)),
+                    views=tuple(variant["views"]),
+                    videos_sha256=run.get("videos_sha256", videos),
+                )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file}: is no study.json ({error!r}); give one that `clipwise reproduce` wrote") from error
+    if name != request.study.name:
+        raise ValueError(f"{file}: tells of the study {name}; runs of {request.study.name} are needed here")
+    return found
+
+
+def _known(plan: Plan, told: dict[tuple[str, int], Known]) -> dict[tuple[str, int], Known]:
+    """Of the runs told of, those of trainings that have nothing here and that none to be run starts from.
+
+    Raises:
+        ValueError: for a run of other settings, start or videos; the message names the difference.
+    """
+    found: dict[tuple[str, int], Known] = {}
+    videos = {seed: videos_hash(*parts) for seed, parts in plan.parts.items()} if told else {}
+    views = {row.variant.label: row.variant.views for row in plan.rows}
+    for key, training in plan.trainings.items():
+        mine = [other for other in plan.trainings if plan.trainings[other] is training]
+        if any(each not in told for each in mine) or standing(training).epochs:
+            continue
+        known, seed = told[key], training.seed
+        if training.start is None:
+            differences = _differences(training, known.config, known.run.get("start_sha256"))
+        else:  # whatever the file was called there
+            differences = _other_values(training, known.config)
+            start = told.get((training.start.label, seed))
+            hashes = {known.run.get("start_sha256"), start and start.run["weights_sha256"]} - {None}
+            differences += ["it started from another run"] if len(hashes) > 1 else []
+        if known.views != views[key[0]]:
+            differences.append(f"it was tested with {known.views or 'its own views'}")
+        if known.videos_sha256 != videos[seed]:
+            differences.append(_OTHER_VIDEOS)
+        if differences:
+            raise ValueError(
+                f"{plan.request.known}: its {key[0]}, seed {seed} is another run than this study's: "
+                f"{'; '.join(differences)}; give the settings and data of that study, or leave --known out"
+            )
+        found[key] = known
+    # There are figures of a known run, but no weights to start from. Without it, it may need one itself.
+    while True:
+        now = replace(plan, known=found)
+        starts = [one.start for one in now.asked if one.start and not now.standing(one).finished]
+        kept = {key: known for key, known in found.items() if plan.trainings[key] not in starts}
+        if len(kept) == len(found):
+            return found
+        found = kept
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration from its values by dotted names; an option that is None is none."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        within = nested
+        for section in sections:
+            within = within.setdefault(section, {})
+        if sections != ["model", "options"] or value is not None:
+            within[key] = value
+    return nested
+
+
+def _check_start(plan: Plan, training: Training) -> None:
     """Raises ValueError where a training is still to be begun and there is nothing for it to start from."""
-    source = training.config.model.weights
-    if source is None or training.start or standing(training).epochs:
+    study, source = plan.request.study, training.config.model.weights
+    if source is None or training.start or plan.standing(training).epochs:
         return
     remedy = "give a file by --set model.weights=PATH, or null for random weights"
     if source == "imagenet" and training.config.model.options.get("caffe_stride"):

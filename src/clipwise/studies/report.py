@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from clipwise.config import flat
 from clipwise.data.manifest import Manifest
 from clipwise.files import portable_path, write_json, written_whole
 from clipwise.studies.cost import Costs
-from clipwise.studies.plan import Plan, Row, Training, hash_of, standing
+from clipwise.studies.plan import Known, Plan, Request, Row, Training, hash_of, record_path, standing
+from clipwise.studies.study import Goal, Study
 from clipwise.training.account import RunAccount, videos_hash
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "claim_lines",
     "collect",
     "duration",
+    "goal_lines",
+    "judged",
     "missing_line",
     "read_study",
     "table",
@@ -42,11 +45,6 @@ PUBLISHED = "published: "
 COUNTS = ("M parameters", "GMACs")
 """Published figures that tell no accuracy."""
 _DIGITS = 4
-
-
-def record_path(training: Training, row: Row) -> Path:
-    """Where the test of a training's last weights with a variant's views is kept."""
-    return training.folder / f"evaluation_{row.variant.slug}.json"
 
 
 def test_record(training: Training, row: Row) -> dict[str, Any] | None:
@@ -76,8 +74,7 @@ def collect(plan: Plan, *, jobs: int = 1) -> dict[str, Any]:
     """``study.json``: every variant with what was found of each seed, the claims, and what is missing.
 
     ``config`` is what recipe and ``--set`` give; a run's own has the fields that differ from it, by dotted names.
-    A claim's ``difference`` is that of the means of ``metric``; its ``deviation`` that of a difference between single
-    runs, √(s² + s'²) with the sample deviations of both, None unless both have two seeds.
+    ``commands`` make the table as it is; ``command`` goes on with it. For claims and goals see :func:`judged`.
     """
     base = flat(plan.base.to_dict())
     variants: list[dict[str, Any]] = []
@@ -87,7 +84,10 @@ def collect(plan: Plan, *, jobs: int = 1) -> dict[str, Any]:
             training = plan.trainings[row.variant.label, seed]
             if standing(training).finished and (record := test_record(training, row)):
                 runs.append(_run(training, record, base))
-        figures = {name: [run["figures"][name] for run in runs] for name in (runs[0]["figures"] if runs else ())}
+            elif known := plan.known.get((row.variant.label, seed)):
+                runs.append(_known_run(known, base))
+        names = [name for name in (runs[0]["figures"] if runs else ()) if all(name in run["figures"] for run in runs)]
+        figures = {name: [run["figures"][name] for run in runs] for name in names}
         variants.append(
             {
                 "label": row.variant.label,
@@ -108,7 +108,7 @@ def collect(plan: Plan, *, jobs: int = 1) -> dict[str, Any]:
                 "runs": runs,
             }
         )
-    request, by_label = plan.request, {variant["label"]: variant for variant in variants}
+    request = plan.request
     there = {(variant["label"], run["seed"]) for variant in variants for run in variant["runs"]}
     missing = [
         {"variant": row.variant.label, "seed": seed}
@@ -124,6 +124,7 @@ def collect(plan: Plan, *, jobs: int = 1) -> dict[str, Any]:
         "source": request.study.source,
         "note": request.study.note,
         "command": request.command(whole=True),
+        "commands": _commands(request, there),
         "data": _data(plan),
         "recipe": plan.recipe,
         "backbone": request.backbone,
@@ -135,14 +136,66 @@ def collect(plan: Plan, *, jobs: int = 1) -> dict[str, Any]:
         "seeds": list(request.seeds),
         "config": plan.base.to_dict(),
         "variants": variants,
-        "claims": [
-            {"text": claim.text, "better": claim.better, "worse": claim.worse}
-            | _claim(by_label[claim.better], by_label[claim.worse], plan.metric)
-            for claim in request.study.claims
-        ],
+        **judged(request.study, variants, plan.metric),
         "missing": missing,
         "hours_left": None if hours is None else _rounded(hours),
     }
+
+
+def _commands(request: Request, there: set[tuple[str, int]]) -> list[str]:
+    """The commands that make a table whose rows have these seeds: one for all rows that have the same."""
+    rows: dict[tuple[int, ...], list[str]] = {}
+    for variant in request.study.variants:
+        seeds = tuple(sorted(seed for label, seed in there if label == variant.label))
+        rows.setdefault(seeds, []).append(variant.label)
+    return [
+        replace(request, seeds=seeds, known=None, variants=() if len(rows) == 1 else tuple(labels)).command()
+        for seeds, labels in rows.items()
+        if seeds
+    ]
+
+
+def judged(study: Study, variants: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The study's claims and goals with what became of them, from the runs of its ``variants`` in ``study.json``.
+
+    A claim is judged by the ``seeds`` that both rows have: ``difference`` is that of their means of ``metric``,
+    ``deviation`` that of a difference between single runs, √(s² + s'²) with the sample deviations of both, None of one
+    seed. A goal's ``value`` is that of all seeds, ``seeds`` the least that a row of it has.
+    """
+    found = {variant["label"]: {run["seed"]: run["figures"][metric] for run in variant["runs"]} for variant in variants}
+    return {
+        "claims": [asdict(claim) | _claim(found[claim.better], found[claim.worse]) for claim in study.claims],
+        "goals": [asdict(goal) | _goal(goal, [found[label] for label in goal.of]) for goal in study.goals],
+    }
+
+
+def _claim(better: Mapping[int, float], worse: Mapping[int, float]) -> dict[str, Any]:
+    seeds = sorted({*better} & {*worse})
+    if not seeds:
+        return {"seeds": [], "difference": None, "deviation": None, "holds": None}
+    ours, others = [better[seed] for seed in seeds], [worse[seed] for seed in seeds]
+    difference = statistics.fmean(ours) - statistics.fmean(others)
+    deviation = math.hypot(statistics.stdev(ours), statistics.stdev(others)) if len(seeds) > 1 else None
+    return {
+        "seeds": seeds,
+        "difference": _rounded(difference),
+        "deviation": None if deviation is None else _rounded(deviation),
+        "holds": difference >= 0,
+    }
+
+
+def _goal(goal: Goal, rows: Sequence[Mapping[int, float]]) -> dict[str, Any]:
+    seeds = min(map(len, rows))
+    if not seeds:
+        return {"seeds": 0, "value": None, "reached": None}
+    means = [statistics.fmean(row.values()) for row in rows]
+    value = means[0]
+    if goal.what == "difference":
+        value -= means[1]
+    elif goal.what == "spread":
+        value = max(means) - min(means)
+    reached = (goal.low is None or value >= goal.low) and (goal.high is None or value <= goal.high)
+    return {"seeds": seeds, "value": _rounded(value), "reached": reached}
 
 
 def _run(training: Training, record: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,12 +213,24 @@ def _run(training: Training, record: dict[str, Any], base: Mapping[str, Any]) ->
         **({"unreadable_videos": record["unreadable"]} if record["unreadable"] else {}),
         "config_sha256": account.config.sha256,
         "weights_sha256": record["weights_sha256"],
+        "start_sha256": (origin.get("weights") or {}).get("sha256"),
+        "videos_sha256": origin["data"].get("videos_sha256"),
         "seconds": round(standing(training).seconds, 1),
         "device": origin["device"],
         "threads": origin.get("threads"),
         "versions": origin["versions"],
-        "config": {key: own.get(key) for key in sorted({*own, *base}) if own.get(key) != base.get(key)},
+        "config": _own(own, base),
     }
+
+
+def _known_run(known: Known, base: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as it was told of, its configuration seen from this study's."""
+    return {**known.run, "videos_sha256": known.videos_sha256, "config": _own(known.values, base)}
+
+
+def _own(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's configuration has of its own."""
+    return {key: values.get(key) for key in sorted({*values, *base}) if values.get(key) != base.get(key)}
 
 
 def _per_class(video: dict[str, Any], prefix: str = "") -> dict[str, float | None]:
@@ -177,18 +242,6 @@ def _per_class(video: dict[str, Any], prefix: str = "") -> dict[str, float | Non
         }
     figures = {row["class"]: row.get("accuracy", row.get("average_precision")) for row in video["per_class"]}
     return {f"{prefix}{name}": None if value is None else round(value, 2) for name, value in figures.items()}
-
-
-def _claim(better: dict[str, Any], worse: dict[str, Any], metric: str) -> dict[str, Any]:
-    if not better["runs"] or not worse["runs"]:
-        return {"difference": None, "deviation": None, "holds": None}
-    difference = better["mean"][metric] - worse["mean"][metric]
-    spreads = [variant["deviation"][metric] for variant in (better, worse)]
-    return {
-        "difference": _rounded(difference),
-        "deviation": None if None in spreads else _rounded(math.hypot(*spreads)),
-        "holds": difference >= 0,
-    }
 
 
 def _data(plan: Plan) -> dict[str, Any]:
@@ -308,9 +361,21 @@ def _verdict(claim: dict[str, Any]) -> str:
     says = "holds" if claim["holds"] else "does not hold"
     points = f"{difference:+.1f} points".replace("-", "−")
     if deviation is None:
-        return f"{says}, {points}; of single seeds, so their deviation is unknown"
+        return f"{says}, {points}; of one seed, so the seeds' deviation is unknown"
     size = "more than" if abs(difference) > deviation else "within"
-    return f"{says}, {points}, {size} the seeds' deviation of {deviation:.1f}"
+    return f"{says}, {points}, {size} the seeds' deviation of {deviation:.1f} ({len(claim['seeds'])} seeds)"
+
+
+def goal_lines(study: dict[str, Any]) -> list[str]:
+    """What became of each goal, a line each."""
+    return [f"{goal['text']}: {_reached(goal)}" for goal in study["goals"]]
+
+
+def _reached(goal: dict[str, Any]) -> str:
+    if goal["value"] is None:
+        return "not measured yet"
+    seeds = "1 seed" if goal["seeds"] == 1 else f"{goal['seeds']} seeds"
+    return f"{'reached' if goal['reached'] else 'not reached'}, {goal['value']:.1f} ({seeds})"
 
 
 def missing_line(study: dict[str, Any], labels: Sequence[str] | None = None) -> str:
@@ -343,14 +408,16 @@ def _markdown(study: dict[str, Any]) -> str:
         + (" × views of a video." if many else "."),
         "\n".join(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in [head, ["---"] * len(head), *rows]),
     ]
-    if study["claims"]:
-        parts.append("\n".join(f"- {line}" for line in claim_lines(study)))
+    if lines := [*claim_lines(study), *goal_lines(study)]:
+        parts.append("\n".join(f"- {line}" for line in lines))
     if unread:
         parts.append(f"**{unread} videos could not be read in testing: these figures are those of the rest.**")
     if study["missing"]:
         left = "" if study["hours_left"] is None else f" (about {duration(study['hours_left'])})"
         parts.append(f"**Missing:** {missing_line(study)}. What goes on{left}:")
-    parts.append(f"```\n{study['command']}\n```")
+        parts.append(f"```\n{study['command']}\n```")
+    if study["commands"]:
+        parts.append("What made the table:\n\n```\n" + "\n".join(study["commands"]) + "\n```")
     made = [study["device"], *(f"{name} {number}" for name, number in study["versions"].items())]
     parts.append(", ".join(part for part in made if part) + "." if study["device"] else "")
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -22,8 +22,8 @@ from clipwise.evaluation.run import evaluate
 from clipwise.files import write_json
 from clipwise.studies.cost import Costs, jobs_that_fit
 from clipwise.studies.data import RECIPE, rendered_there, rendered_videos
-from clipwise.studies.plan import Plan, Request, Row, Standing, Training, make_plan, standing
-from clipwise.studies.report import collect, read_study, record_path, test_record, write_report
+from clipwise.studies.plan import Plan, Request, Row, Standing, Training, make_plan, record_path, standing
+from clipwise.studies.report import collect, read_study, test_record, write_report
 from clipwise.training.account import RunAccount, is_run
 from clipwise.training.resume import STATE, signals_restored
 
@@ -97,16 +97,22 @@ def plan_study(request: Request) -> Plan:
     return make_plan(request, data=rendered_videos(request.output), recipe=request.recipe or RECIPE)
 
 
-def show_study(request: Request, *, jobs: int = 1) -> Outcome:
-    """How a study stands, from ``study.json`` where there is one; nothing is run or written.
+def show_study(request: Request, *, as_begun: bool = False, jobs: int = 1) -> Outcome:
+    """How a study stands; nothing is run or written.
 
-    Of a study that was never run it is what it will take, ``jobs`` at once: a step of each network is timed for that.
+    Of trainings that were not begun it is what they will take, ``jobs`` at once: a step of each network is timed for
+    that, unless others of the study were run.
+
+    Args:
+        request: the study and its settings.
+        as_begun: with the settings of the folder's ``study.json``, where there is one, in place of the request's.
+        jobs: trainings at once.
 
     Raises:
         ValueError: see :func:`run_study`.
     """
-    study = read_study(request.output, request.study.name)
-    if study is not None:
+    study = _begun(request, as_begun=as_begun)
+    if study is not None and as_begun:
         return Outcome(study, _complete(study, request), (), False, study["hours_left"])
     with tempfile.TemporaryDirectory() as elsewhere:
         if request.data is None and not rendered_there(request.output):
@@ -116,6 +122,21 @@ def show_study(request: Request, *, jobs: int = 1) -> Outcome:
             plan = plan_study(request)
         study = collect(plan)
         return Outcome(study, _complete(study, request), (), False, Costs(plan).hours_left(plan.asked, jobs))
+
+
+def _begun(request: Request, *, as_begun: bool = False) -> dict[str, Any] | None:
+    """``study.json`` of the folder, None where there is none.
+
+    Raises:
+        ValueError: if it is damaged or another study's, or of videos where rendered ones are asked for.
+    """
+    study = read_study(request.output, request.study.name)
+    if study is not None and not as_begun and request.data is None and not study["data"]["rendered"]:
+        raise ValueError(
+            f"{request.output}: this study was begun with the videos {study['data']['source']}; name them after "
+            f"{request.study.name}, or give another --output"
+        )
+    return study
 
 
 def _complete(study: dict[str, Any], request: Request) -> bool:
@@ -143,7 +164,7 @@ def run_study(
             is at work in it.
     """
     with _locked(request.output) as lock, _terminated_as_interrupted():
-        read_study(request.output, request.study.name)
+        _begun(request)
         plan = plan_study(request)
         return _Runner(plan, jobs or jobs_that_fit(plan), hours, reporter, lock).go()
 
@@ -278,7 +299,7 @@ class _Runner:
     def go(self) -> Outcome:
         asked = self.plan.asked
         if self.reporter:
-            finished = sum(standing(training).finished for training in asked)
+            finished = sum(self.plan.standing(training).finished for training in asked)
             self.reporter.planned(trainings=len(asked), finished=finished, jobs=self.jobs)
         interrupted = False
         try:
@@ -309,7 +330,9 @@ class _Runner:
         waiting = [
             training
             for training in self.plan.asked
-            if training.folder not in at_work and training.folder not in self.failed and not standing(training).finished
+            if training.folder not in at_work
+            and training.folder not in self.failed
+            and not self.plan.standing(training).finished
         ]
         if not waiting:
             return

@@ -96,6 +96,7 @@ _LOCATION = Study(
             for row in _ONE_BLOCK
         ),
         Claim("all blocks ≥ one block in each stage", "stages 2-5 all blocks", "stages 2-5 one block each"),
+        *(Claim(f"all blocks ≥ one in {row.label[:7]}", "stages 2-5 all blocks", row.label) for row in _ONE_BLOCK),
     ),
     "TSN's row is that of STM's Table 5, to which the text compares one block.",
 )

@@ -4,9 +4,9 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["Claim", "Study", "Variant", "find_study", "study_names"]
+__all__ = ["Claim", "Goal", "Study", "Variant", "find_study", "study_names"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """Bounds of a figure that a study is to reach."""
+
+    text: str
+    """As a reader would say it: ``STM − TSN at least 18``."""
+    of: tuple[str, ...]
+    """Labels of rows."""
+    what: Literal["mean", "difference", "spread"] = "mean"
+    """The mean of the one row, that of the first less that of the second, or the highest of all less the lowest."""
+    low: float | None = None
+    """Points; None for no such bound."""
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     """A table of a paper, or one of our own, that training can fill."""
 
@@ -60,6 +75,7 @@ class Study:
     claims: tuple[Claim, ...] = ()
     note: str = ""
     """What differs from the paper, and why."""
+    goals: tuple[Goal, ...] = ()
     recipe: str | None = None
     """Of the package, for the videos that the study is about; None where it may be run on any."""
 

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from itertools import accumulate
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,7 +13,18 @@ from clipwise.models.network import VideoNetwork
 from clipwise.models.resnet import TemporalModule
 from clipwise.models.slowfast import Lateral
 
-__all__ = ["kept_batch_norms", "parameter_groups", "rate_factors"]
+__all__ = ["ParameterGroup", "kept_batch_norms", "parameter_groups", "rate_factors"]
+
+_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that are trained alike."""
+
+    factor: float
+    """On the learning rate."""
+    weight_decay: float
+    parameters: list[nn.Parameter]
 
 
 def rate_factors(model: VideoNetwork, training: TrainingConfig) -> dict[str, float]:
@@ -49,13 +61,18 @@ def rate_factors(model: VideoNetwork, training: TrainingConfig) -> dict[str, flo
     return factors
 
 
-def parameter_groups(model: nn.Module, factors: Mapping[str, float]) -> list[tuple[float, list[nn.Parameter]]]:
-    """The parameters that learn, by their factor, in the order in which the network first has each factor."""
-    groups: dict[float, list[nn.Parameter]] = {}
+def parameter_groups(model: nn.Module, factors: Mapping[str, float], training: TrainingConfig) -> list[ParameterGroup]:
+    """The parameters that learn, by factor and weight decay, in the order in which the network first has each pair."""
+    own = training.weight_decay if training.norm_weight_decay is None else training.norm_weight_decay
+    of_norms = {
+        parameter for module in model.modules() if isinstance(module, _NORMS) for parameter in module.parameters()
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if factors[name]:
-            groups.setdefault(factors[name], []).append(parameter)
-    return list(groups.items())
+            decay = own if parameter in of_norms else training.weight_decay
+            groups.setdefault((factors[name], decay), []).append(parameter)
+    return [ParameterGroup(*key, parameters) for key, parameters in groups.items()]
 
 
 def kept_batch_norms(model: nn.Module, training: TrainingConfig) -> list[str]:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipwise.checkpoint import write_card, write_weights
-from clipwise.config import Config, TrainingConfig, load_config, override_reading
+from clipwise.config import Config, DataConfig, TrainingConfig, load_config, override_reading
 from clipwise.data.dataset import DrawSampler, TrainingClips
 from clipwise.data.decode import DecodeError
 from clipwise.data.failures import (
@@ -142,8 +142,8 @@ def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manife
     Where the data names no splits, ``data.holdout`` of each class is held out, by the seed.
 
     Raises:
-        ValueError: if the training split does not exist, has fewer than two classes, or a class is too small to hold a
-            video out.
+        ValueError: if the training split or a validation split that was named does not exist, training has fewer than
+            two classes, or a class is too small to hold a video out.
     """
     data = config.data
     if manifest.splits:
@@ -151,6 +151,11 @@ def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manife
             raise ValueError(
                 f"{manifest.source}: no split {data.train_split!r} to train on; there is: "
                 f"{', '.join(manifest.splits)}; name them by data.train_split and data.validation_split"
+            )
+        if data.validation_split not in (*manifest.splits, DataConfig.validation_split, "none"):
+            raise ValueError(
+                f"{manifest.source}: no split {data.validation_split!r} to validate on; there is: "
+                f"{', '.join(manifest.splits)}; name one by data.validation_split, none to train without"
             )
         train = manifest.select(data.train_split)
         validation = manifest.select(data.validation_split) if data.validation_split in manifest.splits else None
@@ -229,8 +234,8 @@ def train(
             ``resume`` for the data that the run was begun with.
         output: the run's folder.
         recipe: a recipe's name or file, or a configuration; the defaults when None.
-        overrides: such as ``training.epochs=20``; with ``resume`` only ``data.on_error``, ``data.max_failed`` and
-            ``data.workers``.
+        overrides: such as ``training.epochs=20``; with ``resume`` only those of :data:`clipwise.config.READING`, by
+            which a run sees the same.
         resume: continue the run in ``output`` as it was begun.
         overwrite: replace the run in ``output``; it is deleted once the new one has something to keep.
         reset_head: start a new head where ``model.weights`` has one of other classes.
@@ -315,7 +320,8 @@ def _train(
             f"{manifest.source}: a video has a set of labels, so classes cannot be drawn with equal probability; "
             "leave training.balanced at false"
         )
-    manifest.check_files()
+    if config.data.on_error == "raise":  # else each that is missing is one that cannot be read
+        manifest.check_files()
     train, validation = split_manifest(manifest, config)
     if begun and begun.origin["data"].get("videos_sha256") != videos_hash(train, validation):
         raise ValueError(
@@ -786,12 +792,12 @@ class _Run(pl.Callback):
     def _validate(self) -> Evaluation | None:
         if self.validation is None:
             return None
-        training = self.config.training
+        training, views = self.config.training, self.config.views
         self.processes.same_buffers(self.kept)
         evaluation = evaluate_model(
             self.kept,
             self.validation,
-            self.config.views,
+            views.one if training.validation_views == "one" else views,
             num_frames=self.config.model.num_frames,
             # As many at a time as in training, for the memory is as large.
             batch_size=training.batch_size // (self.processes.count * training.accumulate),
