@@ -75,6 +75,7 @@ def competitors(backbone: str, size: int, dtype: torch.dtype, device: torch.devi
 
 def time_of_a_frame(device: torch.device) -> Iterator[dict[str, Any]]:
     on_gpu = device.type == "cuda"
+    torch.backends.cudnn.allow_tf32 = False  # float32 means that
     settings = [("resnet50", 224)] if on_gpu else [("resnet18", 112), ("resnet50", 112)]
     for backbone, size in settings:
         for dtype in (torch.bfloat16, torch.float32):
@@ -141,7 +142,7 @@ def private_megabytes(process: int) -> float:
 
 def memory_over(frames: int, seconds: float | None = None) -> dict[str, Any]:
     """The resident memory of ``clipwise stream`` as it goes through so many frames, or for so many seconds."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile("w+") as errors:
         run = small_run(Path(scratch) / "run")
         size = f"{SIDE}x{SIDE}"
         command = [sys.executable, "-m", "clipwise", "stream", str(run), "-", "--size", size, "--fps", "60"]
@@ -149,7 +150,7 @@ def memory_over(frames: int, seconds: float | None = None) -> dict[str, Any]:
             [*command, "--json", "--scores"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         assert process.stdin is not None
@@ -170,6 +171,9 @@ def memory_over(frames: int, seconds: float | None = None) -> dict[str, Any]:
                 break
         process.terminate()
         process.wait()
+        if not seen:
+            errors.seek(0)
+            raise RuntimeError(f"clipwise stream ended before its first picture: {errors.read()[-2000:]}")
     return {"frames": seen, "megabytes_after": samples, "megabytes_per_10000_frames": growth(samples)}
 
 

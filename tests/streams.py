@@ -9,13 +9,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from numpy.typing import NDArray
+from PIL import Image
 
 from clipwise.checkpoint import write_card, write_weights
 from clipwise.config import ModelConfig, ViewsConfig
@@ -42,12 +45,17 @@ def encode(
     fps: int = 30,
     container: str = "mp4",
     start: float = 0,
+    pixel_aspect: Fraction = Fraction(1),
+    rotation: int = 0,
 ) -> None:
     """H.264 with two B-frames and a keyframe every half second."""
     with av.open(target if isinstance(target, io.BytesIO) else str(target), "w", format=container) as output:
         stream = output.add_stream("libx264", rate=fps, options={"preset": "veryfast", "bf": "2"})
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if rotation:
+            stream.set_display_rotation(rotation)
         stream.codec_context.gop_size = fps // 2
         stream.codec_context.thread_count = 1
         for number, picture in enumerate(pictures(levels, size)):
@@ -64,11 +72,39 @@ def transport_stream(levels: Sequence[int], **options: object) -> bytes:
     return target.getvalue()
 
 
+def with_sound(
+    target: Path | io.BytesIO, levels: Sequence[int], *, start: float, sound: float, container: str = "matroska"
+) -> None:
+    """30 pictures a second from ``start`` on, and silence from 0 s to ``sound``."""
+    with av.open(target if isinstance(target, io.BytesIO) else str(target), "w", format=container) as output:
+        video = output.add_stream("libx264", rate=30, options={"preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.thread_count = 1
+        audio = output.add_stream("mp2", rate=48000, layout="mono")
+        packets = []
+        for number, picture in enumerate(pictures(levels)):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts = round(30 * start) + number
+            packets += video.encode(frame)
+        packets += video.encode()
+        for number in range(round(sound * 48000 / 1152)):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), layout="mono")
+            silence.sample_rate, silence.pts = 48000, 1152 * number
+            packets += audio.encode(silence)
+        packets += audio.encode()
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
+
+
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+"""Of a server: writes to a client."""
+
+
 class Server:
     """An HTTP server on loopback; ``answers`` are called one after the other, one for each connection, then the last
     again, with what writes to the client and the range asked for."""
 
-    def __init__(self, *answers: "Callable[[http.server.BaseHTTPRequestHandler], None]", port: int = 0) -> None:
+    def __init__(self, *answers: Answer, port: int = 0) -> None:
         waiting = list(answers)
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -95,7 +131,7 @@ class Server:
         self._server.server_close()
 
 
-def endless(data: bytes, *, then: float = 0) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+def endless(data: bytes, *, then: float = 0) -> Answer:
     """A live answer: it has no length. After the data silence for ``then`` seconds, and the end."""
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> None:
@@ -109,7 +145,36 @@ def endless(data: bytes, *, then: float = 0) -> Callable[[http.server.BaseHTTPRe
     return answer
 
 
-def recorded(data: bytes, *, breaks_after: int | None = None) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+def trickling(data: bytes, *, then: bytes, seconds: float) -> Answer:
+    """A live answer whose rest comes bit by bit, within so many seconds."""
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        endless(data)(request)
+        for piece in range(50):
+            request.wfile.write(then[piece * len(then) // 50 : (piece + 1) * len(then) // 50])
+            time.sleep(seconds / 50)
+
+    return answer
+
+
+def jpegs(levels: Sequence[int], *, fps: float) -> Answer:
+    """A live answer of JPEGs one after the other, as network cameras give them: nothing tells their times."""
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        request.end_headers()
+        for picture in pictures(levels):
+            file = io.BytesIO()
+            Image.fromarray(picture).save(file, "JPEG")
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {file.tell()}\r\n\r\n"
+            request.wfile.write(head.encode() + file.getvalue() + b"\r\n")
+            time.sleep(1 / fps)
+
+    return answer
+
+
+def recorded(data: bytes, *, breaks_after: int | None = None) -> Answer:
     """A file's answer, with its length and by ranges; it may break off."""
 
     def answer(request: http.server.BaseHTTPRequestHandler) -> None:
@@ -151,7 +216,7 @@ _SYSTEM_PYTHON = "/usr/bin/python3"
 def need_rtsp_server() -> None:
     """Skip where Debian's GStreamer RTSP server is not installed."""
     try:
-        done = subprocess.run([_SYSTEM_PYTHON, "-c", _RTSP], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([_SYSTEM_PYTHON, "-c", _RTSP], capture_output=True, text=True, timeout=PATIENCE)
         reason = done.stderr.strip().splitlines()[-1:] if done.returncode else None
     except OSError as error:
         reason = [str(error)]

@@ -14,19 +14,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from numpy.typing import NDArray
 from streams import (
     DARK,
     LIGHT,
+    Answer,
     Server,
     encode,
     endless,
     free_port,
+    jpegs,
     need_rtsp_server,
     pictures,
     recorded,
     rtsp_server,
     transport_stream,
+    trickling,
+    with_sound,
 )
 from torch import Tensor
 
@@ -62,7 +67,6 @@ def watched(
     network: Lightness | None = None,
     *,
     until: Callable[[list[Looked], list[Notice]], bool] = lambda looked, notices: False,
-    within: float = 60,
     **options: object,
 ) -> tuple[Live, list[Looked], list[Notice]]:
     """All that comes out, or what has until a condition holds."""
@@ -77,7 +81,7 @@ def watched(
                 notices.append(item)
             if until(looked, notices):
                 break
-            assert time.monotonic() - began < within, [notice.message for notice in notices]
+            assert time.monotonic() - began < PATIENCE, [notice.message for notice in notices]
     return live, looked, notices
 
 
@@ -186,7 +190,7 @@ def test_a_gap_in_a_files_times_is_not_waited_for(tmp_path: Path) -> None:
     """At its own speed, the picture after it comes when the next is due; so after times that begin anew."""
     path = tmp_path / "gaps.ts"
     path.write_bytes(b"".join(transport_stream([DARK] * 10, start=start) for start in (500, 2000, 0)))
-    _, looked, _ = watched(open_source(str(path), realtime=True), within=30)
+    _, looked, _ = watched(open_source(str(path), realtime=True))
     assert len(looked) == 30
 
 
@@ -286,8 +290,9 @@ def test_a_source_that_dies_and_comes_back() -> None:
     assert 0.4 < first < 30
 
 
-def test_a_source_that_falls_silent() -> None:
-    server = Server(endless(transport_stream([DARK] * 45), then=30), endless(transport_stream([LIGHT] * 45), then=30))
+def stall_of(dark: Answer) -> str:
+    """What is said of a first, dark connection that stalls, before a second one shows light."""
+    server = Server(dark, endless(transport_stream([LIGHT] * 45), then=30))
     try:
         _, looked, notices = watched(
             open_source(server.url, timeout=1, reconnect=1),
@@ -296,8 +301,22 @@ def test_a_source_that_falls_silent() -> None:
     finally:
         server.close()
     assert kinds(notices)[:3] == ["opened", "stall", "reconnected"]
-    assert "nothing for 1 s" in notices[1].message
     assert levels(looked)[0] < 60
+    return notices[1].message
+
+
+def test_a_source_that_falls_silent() -> None:
+    assert "nothing for 1 s" in stall_of(endless(transport_stream([DARK] * 45), then=30))
+
+
+def test_a_source_of_which_only_the_sound_goes_on() -> None:
+    """Each packet of sound would begin the time-out anew."""
+    made = io.BytesIO()
+    with_sound(made, [DARK] * 45, start=0, sound=60, container="mpegts")
+    data = made.getvalue()
+    pictures_end = len(data) // 188 // 4 * 188
+    sound_alone = trickling(data[:pictures_end], then=data[pictures_end:], seconds=20)
+    assert "gave no picture for 1 s" in stall_of(sound_alone)
 
 
 def test_not_reconnecting_is_an_error_after_what_was_seen() -> None:
@@ -350,6 +369,15 @@ def test_the_password_of_an_address_is_not_told() -> None:
 def test_what_cannot_be_opened(source: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_source(source, **options)  # type: ignore[arg-type]
+
+
+def test_a_network_forgets_the_stream_before_and_a_stream_at_its_end_stays_there(ramp: Path) -> None:
+    network = Lightness()
+    for streams in (1, 2):
+        with Live(open_source(str(ramp)), network, Pace(stride=20)) as live:
+            assert network.resets == streams
+            assert sum(isinstance(item, Looked) for item in live) == 3
+            assert next(iter(live), "the end") == "the end"
 
 
 # Raw pictures
@@ -426,15 +454,48 @@ def test_times_never_go_back_and_gaps_keep_their_length() -> None:
     told = []
     for pts, captured in ((None, 0.0), (None, 0.1), (50.0, 0.2), (50.1, 0.3)):  # a camera that tells times later
         told.append(clock.advance(pts, captured, 0.1))
-    assert told == [0, 0, 0, 0]
+    assert told == ["", "", "", ""]
     assert clock.seconds == pytest.approx(0.3)
-    assert clock.advance(2.0, 0.4, 0.1) == pytest.approx(-48.1)  # it was set back
+    assert "jumped by -48.1 s" in (clock.advance(2.0, 0.4, 0.1) or "")  # it was set back
     assert clock.seconds == pytest.approx(0.4)
     assert clock.advance(9000.0, 0.5, 0.1)  # and ahead
     assert clock.seconds == pytest.approx(0.5)
     clock.interrupted()
-    assert clock.advance(7.0, 20.5, 0.1) == 0
+    assert clock.advance(7.0, 20.5, 0.1) == ""
     assert clock.seconds == pytest.approx(20.5)
+
+
+def test_a_live_clock_that_is_too_slow_is_noticed_and_a_pause_is_not() -> None:
+    def told(source: Iterator[tuple[float, float]]) -> tuple[list[str], float]:
+        clock = _Clock(live=True)
+        said = [clock.advance(pts, captured, 0.04) or "" for pts, captured in source]
+        return [one for one in said if one], clock.seconds
+
+    # 40 % as fast as ours: 100 s take 250.
+    slow, seconds = told((number / 25, number / 10) for number in range(2500))
+    assert 5 < len(slow) < 25
+    assert "fell" in slow[0]
+    assert 220 < seconds < 250
+    # Nothing for 30 s, and then all that was missed at once.
+    late, seconds = told((number / 10, max(number / 10, 50) if number > 200 else number / 10) for number in range(900))
+    assert late == []
+    assert seconds == pytest.approx(89.9)
+
+
+def test_where_a_source_tells_no_times_pictures_have_those_of_their_arrival() -> None:
+    """FFmpeg would make up 25 pictures a second."""
+    server = Server(jpegs([DARK] * 200, fps=10))
+    try:
+        source = open_source(server.url)
+        _, looked, notices = watched(source, until=lambda looked, notices: len(looked) == 20)
+    finally:
+        server.close()
+    assert source.live
+    assert source.rate is None
+    assert "a second" not in notices[0].message
+    arrived = np.array([one.captured for one in looked])
+    np.testing.assert_allclose(times(looked), arrived - arrived[0], atol=1e-6)
+    assert times(looked)[-1] > 1  # by 25 a second it would be 0.76
 
 
 # RTSP

@@ -5,12 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
-from conftest import clipwise
+from conftest import PATIENCE, clipwise
 from streams import (
     DARK,
     LIGHT,
@@ -59,7 +63,9 @@ def test_events_of_a_file(
 ) -> None:
     assert clipwise("stream", network, video, *EXACT, "--scores", monkeypatch=monkeypatch) == 0
     out, err = capsys.readouterr()
-    assert spans(out) == [("dark", 0.0, 1.5), ("light", 1.5, 3.0), ("dark", 3.0, 3.97)]
+    assert spans(out) == [("dark", 0.0, 1.5), ("light", 1.5, 3.0), ("dark", 3.0, 4.0)]
+    assert out.isascii()  # and so to be written wherever it goes
+    assert "64×48" in lines(out, "notice")[0]["message"]
     kinds = [line["type"] for line in lines(out)]
     assert [kind for kind in kinds if kind not in ("scores", "notice")] == [*["begin", "end"] * 3, "summary"]
     for begun, ended in zip(lines(out, "begin"), lines(out, "end"), strict=True):
@@ -89,6 +95,20 @@ def test_lines_for_people_and_a_threshold_above_which_nothing_is(
     assert spans(capsys.readouterr().out) == [("light", 1.5, 3.0)]
 
 
+def test_a_stream_and_a_timeline_end_the_last_event_alike(
+    network: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the end of the last picture, also where the network did not look at that."""
+    options = ["--smoothing", "0", "--stride", "7"]
+    assert clipwise("stream", network, video, "--json", *options, monkeypatch=monkeypatch) == 0
+    found = spans(capsys.readouterr().out)
+    out = tmp_path / "film.json"
+    assert clipwise("predict", network, video, "--timeline", out, *options, monkeypatch=monkeypatch) == 0
+    events = json.loads(out.read_text(encoding="utf-8"))["events"]
+    assert found == [(event["label"], round(event["start"], 2), round(event["end"], 2)) for event in events]
+    assert found[-1][2] == 4.0
+
+
 def test_an_annotated_video(
     network: Path,
     video: Path,
@@ -110,9 +130,28 @@ def test_an_annotated_video(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated.mp4"]
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
+def test_an_annotated_video_has_the_sources_rate_length_and_pixels(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Filmed upright with pixels wider than high: turned, they are higher than wide."""
+    video, target = tmp_path / "ten.mp4", tmp_path / f"annotated.{ending}"
+    encode(video, [DARK] * 20, fps=10, pixel_aspect=Fraction(4, 3), rotation=90)
+    assert clipwise("stream", network, video, "--output", target, monkeypatch=monkeypatch) == 0
+    with open_frames(target) as frames:
+        assert (frames.num_frames, frames.fps) == (20, 10)
+    with av.open(str(target)) as container:
+        (stream,) = container.streams
+        assert isinstance(stream, av.VideoStream)
+        assert (stream.width, stream.height, stream.sample_aspect_ratio) == (48, 64, Fraction(3, 4))
+        assert stream.average_rate == 10
+        assert container.duration == 2_000_000
+
+
 def test_a_label_longer_than_the_picture_is_wide_is_broken_into_lines(tmp_path: Path) -> None:
     label = "Pretending to put something next to something, but it does not move"
-    with AnnotatedVideo(tmp_path / "long.mp4") as written:
+    source = SimpleNamespace(rate=None, step=0.04, pixel_aspect=Fraction(1))
+    with AnnotatedVideo(tmp_path / "long.mp4").of(source) as written:  # type: ignore[arg-type]
         written.add(np.full((240, 320, 3), 120, np.uint8), 0.0, [label])
     with open_frames(tmp_path / "long.mp4") as frames:
         (shown,) = frames.read([0]).astype(int)
@@ -152,7 +191,7 @@ def test_rtsp(
     ((label, start, end),) = spans(out)
     assert label == "light"
     # What a server sends at once on connecting is more than may wait, and its oldest is dropped.
-    assert 0 <= start < end < 2
+    assert 0 <= start < end <= 2
     summary = lines(out, "summary")[0]
     assert summary["captured"] >= summary["looked_at"] + summary["dropped"]
 
@@ -210,6 +249,41 @@ def test_a_source_of_not_one_picture_is_an_error(
     assert "stdin: gave not one picture" in capsys.readouterr().err
 
 
+def test_a_closed_stdin_is_an_error(
+    network: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after `<&-`
+    assert clipwise("stream", network, "-", "--size", "64x48", "--fps", "30", monkeypatch=monkeypatch) == 1
+    assert "stdin is closed; pipe raw RGB24 pictures into it" in capsys.readouterr().err
+
+
+def test_a_silent_source_can_be_stopped(network: Path) -> None:
+    """The thread that waits for it is inside FFmpeg when Python ends, and must not outlive Python there."""
+    server = Server(endless(transport_stream([LIGHT] * 45), then=600))
+    command = [sys.executable, "-m", "clipwise", "stream", network, server.url, "--timeout", "600"]
+    # So that what is freed is noticed if it is used.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "165"}
+    processes = []
+    try:
+        for _ in range(3):
+            processes.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+            )
+        for process, number in zip(processes, [signal.SIGINT, signal.SIGTERM, signal.SIGINT], strict=True):
+            assert process.stdout is not None
+            assert "light begins" in process.stdout.readline()
+            time.sleep(0.5)  # until all that came is read
+            process.send_signal(number)
+        told = [process.communicate(timeout=PATIENCE)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        server.close()
+    assert [process.returncode for process in processes] == [130] * 3, told
+    assert not any("Traceback" in err or "Exception" in err for err in told)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_raw_pictures_through_a_pipe_until_it_is_stopped(network: Path, number: signal.Signals) -> None:
     """Each line is there as soon as it is known; a signal closes what lasts."""
@@ -230,12 +304,12 @@ def test_raw_pictures_through_a_pipe_until_it_is_stopped(network: Path, number: 
         told = [process.stdout.readline() for _ in range(6 + len(LEVELS))]  # a notice, five of events, and all scores
         process.send_signal(number)  # while the pipe is open
         rest, err = process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
     finally:
         process.kill()
         process.wait()
     out = (b"".join(told) + rest).decode()
-    assert spans(out) == [("dark", 0.0, 1.5), ("light", 1.5, 3.0), ("dark", 3.0, 3.97)]
+    assert spans(out) == [("dark", 0.0, 1.5), ("light", 1.5, 3.0), ("dark", 3.0, 4.0)]
     assert (json.loads(told[-1])["type"], json.loads(told[-1])["seconds"]) == ("scores", pytest.approx(119 / 30))
     assert lines(out)[-1]["type"] == "summary"
     assert b"Traceback" not in err

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from conftest import PATIENCE
 from test_deploy import trained
 from test_temporalize import ImageResNet
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ TWO_SIDED = [
     ("tsm_mobilenet_v2", {}),
     ("s3d_resnet18", {}),
     ("tam_inception_v1", {}),
+    ("tam_resnet18", {}),
+    ("stc_light_resnet18", {}),
 ]
 TWO_SIDED_IDS = [f"{name}{''.join(f' {key}={value}' for key, value in options.items())}" for name, options in TWO_SIDED]
 
@@ -114,14 +117,16 @@ def test_a_causal_network_gives_frame_by_frame_what_it_gives_of_the_clip(
 
 @pytest.mark.parametrize(("name", "options"), CAUSAL, ids=IDS)
 def test_in_bfloat16_too_frame_by_frame_is_as_the_clip(name: str, options: dict[str, object]) -> None:
-    deployed = clipwise.deploy(trained(name, 4, causal=True, **options), dtype=torch.bfloat16)
-    frames = pictures(2, 7)
+    num_frames = 4 if options else 8
+    deployed = clipwise.deploy(trained(name, num_frames, causal=True, **options), dtype=torch.bfloat16)
+    frames = pictures(2, num_frames + 3)
     assert off(one_by_one(Stream(deployed), frames), of_clips(deployed, frames)) < 1e-2
 
 
 @pytest.mark.parametrize(("name", "options"), TWO_SIDED, ids=TWO_SIDED_IDS)
 def test_a_sliding_window_gives_what_the_network_gives_of_that_window(name: str, options: dict[str, object]) -> None:
-    for num_frames in (8, 16) if "temporal_pooling" in options else (4, 8):
+    longer = "temporal_pooling" in options or name == "tam_resnet18"
+    for num_frames in (8, 16) if longer else (4, 8):
         model = trained(name, num_frames, **options)
         frames = pictures(2, num_frames + 1, 64)
         expected = of_windows(model, frames)
@@ -134,9 +139,10 @@ def test_a_sliding_window_gives_what_the_network_gives_of_that_window(name: str,
         assert off(one_by_one(Stream(rounded), frames), in_windows) < 1e-2
 
 
+@pytest.mark.parametrize("name", ["tsm_resnet18", "stm_resnet18", "stc_resnet18"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_streams_of_different_lengths_share_a_batch(causal: bool) -> None:
-    model = trained("stm_resnet18", 4, **({"causal": True} if causal else {}))
+def test_streams_of_different_lengths_share_a_batch(causal: bool, name: str) -> None:
+    model = trained(name, 4, **({"causal": True} if causal else {}))
     expected = of_clips if causal else of_windows
     frames = pictures(3, 9)
     stream, state, logits = Stream(model), None, []
@@ -377,11 +383,11 @@ def test_a_stream_moves_and_copies_without_its_network() -> None:
 def test_two_threads_in_one_stream_are_refused() -> None:
     stream = Stream(trained("stm_resnet18", 4, causal=True))
     inside, go_on = threading.Event(), threading.Event()
-    stream.network.avgpool.register_forward_hook(lambda *_: (inside.set(), go_on.wait(10), None)[2])
+    stream.network.avgpool.register_forward_hook(lambda *_: (inside.set(), go_on.wait(PATIENCE), None)[2])
     frame = pictures(1, 1)[:, 0]
     other = threading.Thread(target=stream, args=(frame,))
     other.start()
-    assert inside.wait(10)
+    assert inside.wait(PATIENCE)
     with pytest.raises(ValueError, match="one for each thread"):
         stream(frame)
     go_on.set()

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 import torch
 from conftest import clipwise
 from numpy.typing import NDArray
+from streams import DARK, with_sound
 
 from clipwise.checkpoint import read_checkpoint
 from clipwise.data.decode import DecodeError, open_frames
@@ -149,6 +154,46 @@ def test_a_recording_that_broke_off_is_used_as_far_as_it_goes(
     assert out.read_text().startswith("start,end,label,score\n")
 
 
+def test_sound_that_is_longer_than_the_pictures_or_begins_before_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is missing; a file's length is that of its longest stream. Subtitles count from the file's beginning."""
+    video = tmp_path / "late.mkv"
+    with_sound(video, [DARK] * 60, start=1.5, sound=6)
+    options = ("--threshold", "0.01", "--smoothing", "0")
+    for kind in ("json", "srt", "csv"):
+        status = clipwise(
+            "predict", run, video, "--timeline", tmp_path / f"out.{kind}", *options, monkeypatch=monkeypatch
+        )
+        assert status == 0
+    assert "by its header" not in capsys.readouterr().err
+    value = json.loads((tmp_path / "out.json").read_text())
+    assert value["begins"] == pytest.approx(1.5, abs=2e-3)
+    assert value["seconds"] == pytest.approx(2, abs=2e-3)
+    assert value["seconds_missing"] is None
+    assert value["events"][0]["start"] == 0
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith("0.000,")
+    assert (tmp_path / "out.srt").read_text().splitlines()[1].startswith("00:00:01,5")
+
+
+def test_a_name_that_is_no_utf8_costs_nothing(
+    run: Path, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = os.fsdecode(b"caf\xe9.mkv")
+    try:
+        shutil.copy(film, odd)
+    except OSError:
+        pytest.skip("file names of this system are UTF-8")
+    shutil.copy(film, "plain.mkv")
+    command = [sys.executable, "-m", "clipwise", "predict", run, odd, "plain.mkv", "--timeline", "*.json"]
+    subprocess.run([*command, "--stride", "50"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = sorted(json.loads(path.read_text(encoding="utf-8"))["video"] for path in Path().glob("*.json"))
+    assert found == ["caf\N{REPLACEMENT CHARACTER}.mkv", "plain.mkv"]
+    assert clipwise("predict", run, odd, "--json", monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["video"] == found[0]
+
+
 def test_what_is_no_video_is_refused_and_nothing_is_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +240,10 @@ def test_subtitles_are_what_ffmpeg_reads_as_such(tmp_path: Path) -> None:
         times = [(float(p.pts * p.time_base), float(p.duration * p.time_base)) for p in packets]
     assert texts == ["noun:Tasse ☕ (0.88)", "sitting, down (0.50)"]
     assert times == [(0.0, 1.25), (3600.0, 125.5)]
+
+
+def test_subtitles_count_from_the_beginning_of_the_file(tmp_path: Path) -> None:
+    assert written(tmp_path / "out.srt", begins=2.5).splitlines()[1] == "00:00:02,500 --> 00:00:03,750"
 
 
 def test_a_table_is_what_csv_readers_read(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from clipwise.cli.stream_options import (
     Temperature,
     Weights,
 )
-from clipwise.files import check_writable
+from clipwise.files import check_writable, printable
 
 if TYPE_CHECKING:
     from clipwise.inference.timeline import Timeline
@@ -127,7 +127,7 @@ def predict(
         if isinstance(result, DecodeError):
             failed += 1
             if as_json:
-                typer.echo(json.dumps({"video": str(video), "error": result.reason}, ensure_ascii=False))
+                typer.echo(json.dumps({"video": printable(video), "error": result.reason}))
             say(str(result), error=True)
             continue
         if result.num_frames < predictor.num_frames:
@@ -135,14 +135,14 @@ def predict(
                 f"{video}: {result.num_frames} frames, the network takes {predictor.num_frames}: some were repeated",
             )
         if as_json:
-            row: dict[str, Any] = {"video": str(video), "top": _scored(result.top)}
+            row: dict[str, Any] = {"video": printable(video), "top": _scored(result.top)}
             if not predictor.label_space.single:
                 row["labels"] = list(result.labels)
             if len(result.heads) > 1:
                 row["heads"] = {head: _scored(one.top) for head, one in result.heads.items()}
-            typer.echo(json.dumps(row, ensure_ascii=False))
+            typer.echo(json.dumps(row))
         else:
-            typer.echo(video)
+            typer.echo(printable(video))
             for head, one in result.heads.items():
                 if len(result.heads) > 1:
                     typer.echo(f" {head}")

@@ -150,12 +150,13 @@ def stream(
     stopping = StopRequest()
     report = _Report(as_json, predictor.classes if scores else None)
     last: Looked | None = None
+    through = False
     with ExitStack() as stack:
         stack.enter_context(signals_restored())
         opened = open_source(source, size=_size(size), fps=fps, realtime=realtime, timeout=timeout, reconnect=reconnect)
         stopping.listen()
         if video:
-            stack.enter_context(video)
+            stack.enter_context(video.of(opened))
         show = stack.enter_context(_live_line())
         live = stack.enter_context(Live(opened, predictor, pace, queue=queue, keep=video is not None))
         began = time.monotonic()
@@ -167,7 +168,7 @@ def stream(
                     report.notice(opened.name, item)
                     if item.broken and last is not None:
                         # Nobody knows what is shown meanwhile.
-                        report.events(finder.finish(item.seconds), last)
+                        report.events(finder.finish(item.seconds + live.step), last)
                         smooth.reset()
                 elif isinstance(item, Looked):
                     if max_seconds is not None and item.seconds >= max_seconds:
@@ -182,9 +183,12 @@ def stream(
                     show(lambda: f"{item.seconds:.1f} s  {', '.join(now)}  {_state(live)}")  # noqa: B023
                 if max_seconds is not None and opened.live and time.monotonic() - began >= max_seconds:
                     break
+            else:
+                through = not stopping
         finally:
             if last is not None:
-                report.events(finder.finish(last.seconds), last)
+                end = live.end if through else last.seconds + live.step
+                report.events(finder.finish(end if max_seconds is None else min(end, max_seconds)), last)
             report.summary(live)
     if video and video.written:
         say(f"written: {output}")
@@ -296,7 +300,7 @@ class _Report:
             say(f"median milliseconds a picture (95 % below): {', '.join(told)}")
 
     def _line(self, kind: str, /, **what: Any) -> None:
-        print(json.dumps({"type": kind, **what}, ensure_ascii=False), flush=True)
+        print(json.dumps({"type": kind, **what}), flush=True)
 
 
 def _rounded(value: float | None) -> float | None:

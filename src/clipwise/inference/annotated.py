@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipwise.data.decode import _import_av
 from clipwise.files import check_writable, written_whole
+from clipwise.inference.sources import Source
 
 __all__ = ["AnnotatedVideo"]
 
@@ -29,7 +30,8 @@ class AnnotatedVideo:
     """Writes H.264; use it as a context manager, at whose end the file is there, whole, however the block ended.
 
     The video has the size of its first picture (less a row or column where that is odd); pictures of another size are
-    fitted into it. Where no picture came, no file is written.
+    fitted into it. Rate, and the shape of pixels that are not square, are the source's. Where no picture came, no file
+    is written.
 
     Args:
         path: ``.mp4``, ``.mov`` or ``.mkv``.
@@ -48,7 +50,14 @@ class AnnotatedVideo:
         self._container: Any = None
         self._stream: Any = None
         self._font: Any = None
+        self._step = 0
+        self._source: Source | None = None
         self._last = -1
+
+    def of(self, source: Source) -> Self:
+        """Say of which source the pictures will be; before the first."""
+        self._source = source
+        return self
 
     def __enter__(self) -> Self:
         return self
@@ -75,14 +84,20 @@ class AnnotatedVideo:
         frame = av.VideoFrame.from_image(image)
         self._last = max(round(seconds * _TICKS), self._last + 1)
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
-        self._container.mux(self._stream.encode(frame))
+        self._write(frame)
+
+    def _write(self, frame: Any) -> None:
+        """Encode and write a picture, at the end None."""
+        for packet in self._stream.encode(frame):
+            packet.duration = self._step  # what comes next shortens or lengthens it; the last picture has no next
+            self._container.mux(packet)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._container is not None:
             with self._open:
-                self._container.mux(self._stream.encode())
+                self._write(None)
             self.written = True
 
     def _fits(self, picture: NDArray[np.uint8]) -> bool:
@@ -101,7 +116,13 @@ class AnnotatedVideo:
         partial = self._open.enter_context(written_whole(self.path))
         self._container = av.open(str(partial), "w", format=_FORMATS[self.path.suffix.lower()])
         self._open.callback(self._container.close)
-        self._stream = self._container.add_stream("libx264", rate=30, options={"preset": "veryfast"})
+        assert self._source is not None, "of() comes first"
+        rate, aspect = self._source.rate, self._source.pixel_aspect
+        self._step = round(self._source.step * _TICKS)
+        self._stream = self._container.add_stream("libx264", rate=rate, options={"preset": "veryfast"})
         self._stream.width, self._stream.height = width // 2 * 2, height // 2 * 2
         self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.sample_aspect_ratio = aspect
+        if rate is None:
+            self._stream.codec_context.framerate = Fraction(0)  # it says nothing, rather than PyAV's 24
         self._stream.codec_context.time_base = Fraction(1, _TICKS)  # pictures come at any time

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -45,6 +46,8 @@ _BLINK = 0.1
 """Seconds after which whoever iterates looks up, to notice that nothing comes."""
 _GRACE = 1.0
 """Seconds that the capturing thread gets to end."""
+_ASKED = 0.1
+"""Seconds from one question of FFmpeg's whether to go on waiting to the next."""
 
 T = TypeVar("T")
 
@@ -212,6 +215,24 @@ class _Ended:
     error: BaseException | None = None
 
 
+class _Farewell:
+    """Lives as long as Python's modules, and at their end lets a thread that was left waiting end before Python does.
+
+    FFmpeg, while it waits, asks ten times a second whether to go on, which PyAV answers with the interpreter's lock in
+    hand. A thread that asks for that while Python ends is ended; one that asks a moment later, when there is no
+    interpreter any more, makes a segmentation fault of the program's exit.
+    """
+
+    def __init__(self) -> None:
+        self._wait = partial(time.sleep, 3 * _ASKED)  # this module's names are gone by then
+
+    def __del__(self) -> None:
+        self._wait()
+
+
+_left_behind: list[_Farewell] = []
+
+
 class Live:
     """Iterate over it for what the network says of a source's pictures, and what happened to the source, in order::
 
@@ -221,10 +242,16 @@ class Live:
 
     Args:
         source: of :func:`clipwise.inference.sources.open_source`; it is stopped at the end.
-        network: of :func:`clipwise.inference.stream_predictor.load_stream`; forgets where the source was interrupted.
+        network: of :func:`clipwise.inference.stream_predictor.load_stream`; forgets what it saw before, and again where
+            the source is interrupted.
         pace: which pictures the network looks at.
         queue: pictures that may wait for the network.
         keep: whether pictures come out as well, also those that the network does not look at.
+
+    Attributes:
+        tally: what became of the source's pictures.
+        step: seconds from the last picture that was decoded to the next, as far as known.
+        end: when that picture ends, in the source.
 
     Raises:
         ValueError: for a queue without room.
@@ -236,6 +263,8 @@ class Live:
             raise ValueError(f"at least one picture must be able to wait for the network, got a queue of {queue}")
         self.source = source
         self.tally = Tally()
+        self.step = source.step
+        self.end = 0.0
         self._network = network
         self._pace = pace
         self._keep = keep
@@ -245,6 +274,7 @@ class Live:
         self._pictures: _Queue[_Prepared | Notice | _Ended] = _Queue(queue, source.live, self._count_dropped)
         self._results: _Queue[Looked | Notice | _Ended] = _Queue(_RESULTS)
         self._reading: float | None = None  # since when the capturing thread waits for the source
+        self._finished = False
         self._threads = [
             threading.Thread(target=self._guarded, args=(work, output), name=f"clipwise {name}", daemon=True)
             for name, work, output in (
@@ -255,6 +285,7 @@ class Live:
         ]
 
     def __enter__(self) -> Self:
+        self._network.reset()
         for thread in self._threads:
             thread.start()
         return self
@@ -267,6 +298,8 @@ class Live:
         capture, *others = self._threads
         # One that waits for a camera or a pipe cannot be woken; it ends with its time-out, or the program.
         capture.join(_GRACE)
+        if capture.is_alive() and not _left_behind:
+            _left_behind.append(_Farewell())
         for thread in others:  # to their ends: Python must not be shut down under a network that computes
             thread.join()
 
@@ -281,7 +314,7 @@ class Live:
     def __iter__(self) -> Iterator[Looked | Notice | None]:
         """:class:`Looked` for each picture, :class:`Notice` for what happened; None where for a moment nothing did."""
         seconds, told = 0.0, False
-        while True:
+        while not self._finished:
             items = self._results.get(timeout=_BLINK)
             if not items:
                 since, limit = self._reading, self.source.quiet_after
@@ -293,6 +326,7 @@ class Live:
                 yield None
             for item in items:
                 if isinstance(item, _Ended):
+                    self._finished = True
                     if item.error is not None:
                         raise item.error
                     return
@@ -326,6 +360,8 @@ class Live:
 
     def _decode(self) -> None:
         stage = self.tally.stages["decode"]
+        before: float | None = None
+        dropped = 0
         while True:
             (captured,) = self._packets.get()
             if isinstance(captured, _Ended):
@@ -337,6 +373,11 @@ class Live:
                 if isinstance(item, Notice):
                     self._pictures.put(item, droppable=False)
                     continue
+                # Where pictures were dropped in between, that is not how long one lasts.
+                if before is not None and item.seconds > before and self.tally.dropped == dropped:
+                    self.step = item.seconds - before
+                before, dropped = item.seconds, self.tally.dropped
+                self.end = before + self.step
                 prepared = self._prepared(item)
                 stage.add(time.monotonic() - began)
                 if prepared is not None:

@@ -10,7 +10,8 @@ played at its own speed) goes on whether or not somebody reads it: whoever is to
 
 Whatever goes wrong between the first picture and the last becomes a :class:`Notice` and the stream goes on: a damaged
 packet is counted, a lost or silent connection is made anew, another size of picture is announced. Times never go back:
-they count from the first picture, through reconnections, by the source's own clock and, where that jumps, by ours.
+they count from the first picture, through reconnections, by the source's own clock and, where that jumps, falls behind
+or is not there, by ours.
 
 PyAV is imported on first use.
 """
@@ -26,13 +27,15 @@ import time
 import urllib.parse
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipwise.data.decode import DecodeError, _import_av, _why_unreadable, rgb_pixels
+from clipwise.data.decode import DecodeError, _import_av, _why_unreadable
+from clipwise.data.direct_rgb import upright
 
 __all__ = ["Captured", "Notice", "Picture", "Source", "open_source"]
 
@@ -42,7 +45,11 @@ _FIRST_WAIT = 0.5
 """Seconds before the first attempt to reconnect; each further one waits twice as long."""
 _AHEAD = 10.0
 """A live source's clock may run ahead of ours by so many seconds at once (buffered pictures); more is a jump, which is
-not waited for where a file is played at its own speed either."""
+not waited for where a file is played at its own speed either. Behind ours by more, for as long, it is too slow."""
+_STEP = 0.04
+"""Seconds that a picture lasts where nothing tells."""
+_NO_TIMESTAMPS = 0x80
+"""FFmpeg's flag of formats that hold no times, such as JPEGs one after the other: it makes up 25 pictures a second."""
 _DAMAGED_IN_A_ROW = 100
 """A file that gives so many errors and no packet in between is not read further."""
 
@@ -56,8 +63,8 @@ class Notice:
     kind: Kind
     """``opened``, ``reconnected``: there are pictures (again). ``stall``, ``lost``: the connection gave nothing within
     the time-out, or broke; it is being made anew. ``retry``: that failed once more. ``corrupt``: damaged packets.
-    ``resolution``: pictures of another size follow. ``clock``: the source's times jumped. ``quiet``: nothing has come
-    for a while from a source that cannot be reconnected."""
+    ``resolution``: pictures of another size follow. ``clock``: the source's times jumped, or fell behind. ``quiet``:
+    nothing has come for a while from a source that cannot be reconnected."""
     seconds: float
     """Where in the source: the time of the last picture before it."""
     message: str
@@ -83,11 +90,7 @@ class Picture:
         """(H, W, 3) uint8, upright (the source's rotation applied)."""
         if isinstance(self._frame, np.ndarray):
             return self._frame
-        frame = self._converter.reformat(self._frame, format="rgb24", threads=1)
-        pixels = rgb_pixels(frame)
-        if self._frame.rotation:  # quarter turns, counter-clockwise, that set the picture upright
-            pixels = np.rot90(pixels, round(self._frame.rotation / 90) % 4)
-        return np.ascontiguousarray(pixels)
+        return np.ascontiguousarray(upright(self._frame, self._converter))
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,16 @@ class Source(Protocol):
     quiet_after: float | None
     """After so many seconds without data that is worth saying; None where the source says so itself."""
     duration: float | None
-    """Seconds, as a file says, which may be wrong; None where nothing does."""
+    """Seconds, as a file says of its pictures, which may be wrong; None where nothing does."""
+    rate: Fraction | None
+    """Pictures a second, as the source says, which may be wrong; None where it does not."""
+    step: float
+    """Seconds that a picture lasts, by that rate."""
+    begins: float
+    """Seconds from the beginning of a file, from which players and their subtitles count, to its first picture; known
+    with that, as is the next."""
+    pixel_aspect: Fraction
+    """A pixel's width, of an upright picture, to its height."""
 
     def packets(self) -> Iterator[Captured]:
         """Read until the source ends or is stopped.
@@ -169,8 +181,9 @@ def open_source(
     if source == "-":
         if size is None or fps is None:
             raise ValueError("raw pictures on stdin do not tell their size and rate; give --size WIDTHxHEIGHT --fps N")
-        if sys.stdin.isatty():
-            raise ValueError("stdin is a terminal; pipe raw RGB24 pictures into it: … | clipwise stream CHECKPOINT -")
+        if sys.stdin is None or sys.stdin.isatty():
+            found = "closed" if sys.stdin is None else "a terminal"
+            raise ValueError(f"stdin is {found}; pipe raw RGB24 pictures into it: … | clipwise stream CHECKPOINT -")
         # Not sys.stdin.buffer: its lock, held by a thread that waits for data, would keep Python from ending.
         return _RawSource(open(0, "rb", buffering=0, closefd=False), size, fps, live=realtime, quiet_after=timeout)
     camera = re.fullmatch(r"(?:/dev/video)?(\d+)", source)
@@ -189,6 +202,8 @@ class _RawSource:
     name = "stdin"
     reconnects = 0
     duration: float | None = None
+    begins = 0.0
+    pixel_aspect = Fraction(1)
 
     def __init__(
         self, file: BinaryIO, size: tuple[int, int], fps: float, *, live: bool, quiet_after: float | None
@@ -196,6 +211,8 @@ class _RawSource:
         self.live = live
         self.corrupt = 0
         self.quiet_after = quiet_after
+        self.rate: Fraction | None = Fraction(fps).limit_denominator(1001)
+        self.step = 1 / fps
         self._file = file
         self._size = size
         self._fps = fps
@@ -261,15 +278,37 @@ class _Connection:
         self.codec = stream.codec_context
         self.codec.thread_count = 1
         self.codec.copy_opaque = True  # a picture carries the time at which its packet came
-        rate = stream.average_rate or stream.guessed_rate
-        self.rate = float(rate) if rate else None
+        self.timed = not container.format.flags & _NO_TIMESTAMPS
+        self.rate: Fraction | None = stream.average_rate or stream.guessed_rate or None
+        self.step = float(1 / self.rate) if self.rate else _STEP
         self.time_base = stream.time_base
-        self.step = 1 / self.rate if self.rate else 0.04
-        of_pictures = stream.duration and float(stream.duration * stream.time_base)
-        self.duration = of_pictures or (container.duration and container.duration / 1e6)
+        self.start = None if container.start_time is None else container.start_time / 1e6
+        self.duration = _duration(container, stream)
 
     def close(self) -> None:
         self.container.close()
+
+
+def _duration(container: Any, stream: Any) -> float | None:
+    """Seconds that a stream's pictures take, as the file says; None where it only says how long the longest of several
+    streams is."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    # Matroska says in a tag of each stream when it ends; DURATION-eng where the writer gives tags a language.
+    tag = next((text for name, text in stream.metadata.items() if name.partition("-")[0] == "DURATION"), "")
+    if found := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", tag):
+        hours, minutes, seconds = map(float, found.groups())
+        end = 3600 * hours + 60 * minutes + seconds
+    elif container.duration and len(container.streams) == 1:
+        end = container.duration / 1e6
+    else:
+        return None
+    start = float((stream.start_time or 0) * stream.time_base)
+    return end - start if end > start else None
+
+
+class _NoPicture(Exception):
+    """A live source goes on, with sound alone."""
 
 
 class _VideoSource:
@@ -311,7 +350,12 @@ class _VideoSource:
         recorded = readable and self._connection.container.duration is not None
         self.live = realtime or camera is not None or (addressed and not recorded)
         self.quiet_after = timeout if camera is not None else None
-        self._clock = _Clock(self.live and not realtime)
+        self._arriving = self.live and not realtime  # when a picture comes says something about its time
+        self._clock = _Clock(self._arriving)
+        self.rate = self._connection.rate if self._tells_times(self._connection) else None
+        self.step = self._connection.step if self.rate else _STEP
+        self.begins = 0.0
+        self.pixel_aspect = Fraction(1)
         self._last_dts: Any = None
         # Of the decoding thread.
         self._converter = self._av.video.reformatter.VideoReformatter()
@@ -329,9 +373,11 @@ class _VideoSource:
                 yield from self._read(connection)
             except self._av.error.ExitError:  # PyAV's time-out, or stop()
                 lost = _Interruption(connection, "stall", f"gave nothing for {self._timeout:g} s")
+            except _NoPicture:
+                lost = _Interruption(connection, "stall", f"gave no picture for {self._timeout:g} s")
             except (self._av.error.FFmpegError, OSError) as error:
                 lost = _Interruption(connection, "lost", f"was lost ({_reason(error)})")
-            if lost is None and self.live and not self._realtime:
+            if lost is None and self._arriving:
                 lost = _Interruption(connection, "lost", "ended")
             now = time.monotonic()
             if lost is None or self._stopped.is_set():
@@ -348,13 +394,19 @@ class _VideoSource:
                 return
 
     def _read(self, connection: _Connection) -> Iterator[Captured]:
-        due, before = time.monotonic(), None
+        due = heard = time.monotonic()
+        before: float | None = None
         errors = 0
         while not self._stopped.is_set():
             try:
-                for packet in connection.container.demux(connection.stream):
+                for packet in connection.container.demux():
                     if self._stopped.is_set():
                         return
+                    if packet.stream_index != connection.stream.index:
+                        # PyAV's time-out begins anew with each packet, also of sound.
+                        if self._arriving and self._timeout is not None and time.monotonic() - heard > self._timeout:
+                            raise _NoPicture
+                        continue
                     if not packet.size:  # the end: the decoder is emptied when the connection is given up
                         continue
                     errors = 0
@@ -368,6 +420,7 @@ class _VideoSource:
                     packet.opaque = when
                     self._last_dts = packet.dts if packet.dts is not None else self._last_dts
                     yield Captured((connection, packet), when, alone=packet.is_keyframe)
+                    heard = time.monotonic()
                 return
             except self._av.error.InvalidDataError:
                 # What is damaged may end soon. Where a connection gives such, it is made anew.
@@ -490,8 +543,14 @@ class _VideoSource:
     def _shown(self, frames: list[Any], connection: _Connection, when: float) -> Iterator[Picture | Notice]:
         for frame in frames:
             size = frame.width, frame.height
+            timed = frame.pts is not None and self._tells_times(connection)
+            pts = float(frame.pts * connection.time_base) if timed else None
             if self._size is None:
-                rate = f", {connection.rate:.4g} pictures a second" if connection.rate else ""
+                if pts is not None and connection.start is not None:
+                    self.begins = max(0.0, pts - connection.start)
+                aspect = connection.stream.sample_aspect_ratio or Fraction(1)
+                self.pixel_aspect = 1 / aspect if frame.rotation % 180 == 90 else aspect
+                rate = f", {float(self.rate):.4g} pictures a second" if self.rate else ""
                 yield Notice("opened", 0.0, f"{size[0]}×{size[1]} {connection.codec.name}{rate}")
             elif size != self._size:
                 message = f"pictures are {size[0]}×{size[1]} from here on, {self._size[0]}×{self._size[1]} before"
@@ -499,20 +558,24 @@ class _VideoSource:
             self._size = size
             captured = when if frame.opaque is None else frame.opaque
             before = self._clock.seconds
-            pts = None if frame.pts is None else float(frame.pts * connection.time_base)
-            jumped = self._clock.advance(pts, captured, connection.step)
-            if jumped is None:  # seen before the connection broke
+            told = self._clock.advance(pts, captured, connection.step)
+            if told is None:  # seen before the connection broke
                 continue
-            if jumped:
-                yield Notice("clock", before, f"the source's times jumped by {jumped:+.3g} s; counting on without")
+            if told:
+                yield Notice("clock", before, told)
             yield Picture(frame, self._clock.seconds, captured, self._converter)
+
+    def _tells_times(self, connection: _Connection) -> bool:
+        """Whether its times and its rate are to be believed; of a file there is nothing better."""
+        return connection.timed or not self._arriving
 
 
 class _Clock:
     """Times of pictures: seconds since the first, never less than before.
 
-    Within a connection the source's own times count, as long as they go on. Between two connections of a live source
-    our clock counts; of a recording that is read on, its times.
+    Within a connection the source's own times count, as long as they go on and keep up with ours. Between two
+    connections of a live source, and where it tells no times, our clock counts; of a recording that is read on, its
+    times.
     """
 
     def __init__(self, live: bool) -> None:
@@ -522,6 +585,8 @@ class _Clock:
         self._offset: float | None = None
         self._captured = 0.0
         self._fresh = False  # a recording's connection, whose first pictures were perhaps seen already
+        self._start = 0.0  # when time 0 was, by our clock, had the source's always kept up with it
+        self._slow_since: float | None = None
 
     def interrupted(self) -> None:
         """Another connection follows."""
@@ -529,7 +594,7 @@ class _Clock:
             self._offset = None
         self._fresh = True
 
-    def advance(self, pts: float | None, captured: float, step: float) -> float | None:
+    def advance(self, pts: float | None, captured: float, step: float) -> str | None:
         """Set the clock to a picture.
 
         Args:
@@ -538,28 +603,51 @@ class _Clock:
             step: seconds between two pictures, as far as known.
 
         Returns:
-            By how many seconds the source's times jumped (0: they did not), or None for a picture that was there
+            What there is to say of the source's times, as a rule nothing: ``""``. None for a picture that was there
             before.
         """
-        waited = captured - self._captured if self._began else 0.0
-        jumped = 0.0
+        waited = max(0.0, captured - self._captured) if self._began else 0.0
+        told = ""
         if pts is None or self._offset is None:
             if self._began:
-                self.seconds += max(step, waited) if self._fresh else step
+                untimed = self._live and self._offset is None
+                self.seconds += max(step, waited) if self._fresh else waited if untimed else step
             if pts is not None:
-                self._offset = pts - self.seconds
+                self._count_from(pts, captured)
         else:
             passed = pts - self._offset - self.seconds
             if passed <= 0 and self._fresh and not self._live:
                 return None
             if passed < 0 or (self._live and passed > waited + _AHEAD):
-                jumped = passed
+                told = f"the source's times jumped by {passed:+.3g} s; counting on without"
                 self.seconds += max(step, waited) if self._live else step
-                self._offset = pts - self.seconds
+                self._count_from(pts, captured)
             else:
                 self.seconds += passed
-        self._began, self._fresh, self._captured = True, False, captured
-        return jumped
+                if self._live and (behind := self._behind(captured)):
+                    told = f"the source's times fell {behind:.3g} s behind; counting on from ours"
+                    self.seconds += behind
+                    self._count_from(pts, captured)
+        self._began, self._fresh = True, False
+        self._captured = max(self._captured, captured)  # a decoder puts pictures in order
+        return told
+
+    def _count_from(self, pts: float, captured: float) -> None:
+        """Take the source's and our clock to show the same now."""
+        self._offset = pts - self.seconds
+        self._start = captured - self.seconds
+        self._slow_since = None
+
+    def _behind(self, captured: float) -> float:
+        """By how many seconds the source's clock is too slow; 0 where it is not, or may still make up for a pause."""
+        behind = captured - self._start - self.seconds
+        if behind <= _AHEAD:
+            self._slow_since = None
+        elif self._slow_since is None:
+            self._slow_since = captured
+        elif captured - self._slow_since > _AHEAD:
+            return behind
+        return 0.0
 
 
 def _public(source: str) -> str:

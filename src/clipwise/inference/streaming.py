@@ -23,6 +23,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from clipwise.compiling import compile_frozen
 from clipwise.inference.deploy import Deployed, ends_in_mean, record
 from clipwise.memory import Memory, check_kept, check_number, laid_out
 from clipwise.models.network import VideoNetwork
@@ -95,7 +96,7 @@ class Stream(nn.Module):
                     module.memory = self._memory
         self._run: Callable[..., tuple[Tensor, State]] = self._step
         if isinstance(model, Deployed) and model.compiled:
-            self._compiled = torch.compile(self._step, dynamic=False)
+            self._compiled = compile_frozen(self._step)
             self._run = self._translated
         if cuda_graph:
             self._run = _Recorded(self._run, self._begun)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from clipwise.data.decode import DecodeError
-from clipwise.files import written_whole
+from clipwise.files import printable, written_whole
 from clipwise.inference.events import Event, EventFinder, Smoothing
 from clipwise.inference.sources import Notice, open_source
 from clipwise.inference.stream_predictor import Pace, StreamPredictor
@@ -37,8 +37,6 @@ _HOLE = 1.0
 """What was seen before more than so many seconds whose pictures are missing is not continued after them."""
 _DELAY = 32
 """A decoder may hold back so many pictures: those that damage takes may be missed only after so many others."""
-_STEP = 0.04
-"""How long a video's only picture lasts, in seconds."""
 
 
 @dataclass
@@ -68,6 +66,9 @@ class Timeline:
     """Why nothing after ``seconds`` can be read, where that is not the end."""
     complete: bool = False
     """Whether the video was looked at to its end."""
+    begins: float = 0.0
+    """Seconds from the beginning of the file, from which players count, to its first picture, from which all other
+    times here do: where sound begins before the pictures."""
 
     @property
     def whole(self) -> bool:
@@ -127,7 +128,7 @@ def follow(
         timeline.lasting = ()
 
     before: float | None = None
-    step = _STEP
+    step = source.step
     undamaged = _DELAY  # pictures since a damaged packet
     uneven = 0  # pictures that came much sooner or later after the one before than that after its own
     try:
@@ -155,6 +156,7 @@ def follow(
                     uneven += timeline.pictures > 1 and abs(passed - step) > 0.5 * step
                     step = passed
                 before = item.seconds
+                timeline.begins = source.begins
                 timeline.seconds = before + step
                 timeline.pictures += 1
                 if pace.takes(before):
@@ -203,13 +205,14 @@ def write_timeline(timeline: Timeline, path: Path, record: dict[str, Any]) -> No
         raise ValueError(f"{path}: not written, for in {kind[1:].upper()} it cannot say that the rest is missing")
     made = {".json": _json, ".csv": _csv, ".srt": _srt}[kind](timeline, record)
     with written_whole(path) as partial:
-        partial.write_text(made, encoding="utf-8")
+        partial.write_text(printable(made), encoding="utf-8")
 
 
 def _json(timeline: Timeline, record: dict[str, Any]) -> str:
     value = {
         "video": timeline.video,
         "complete": timeline.complete,
+        "begins": round(timeline.begins, 3),
         "seconds": round(timeline.seconds, 3),
         "pictures": timeline.pictures,
         "looked_at": timeline.looked_at,
@@ -241,7 +244,7 @@ def _csv(timeline: Timeline, record: dict[str, Any]) -> str:
 def _srt(timeline: Timeline, record: dict[str, Any]) -> str:
     cues = []
     for number, event in enumerate(timeline.in_order(), 1):
-        times = f"{_srt_time(event.start)} --> {_srt_time(_end(event))}"
+        times = " --> ".join(_srt_time(timeline.begins + at) for at in (event.start, _end(event)))
         cues.append(f"{number}\n{times}\n{event.label} ({event.score:.2f})\n")
     return "\n".join(cues)
 
