@@ -9,9 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/clipwise demo --output demo --overwrite
 
-# Two processes of one thread each, a file's tests in one of them; in the order of the files, lest the longest come last.
+# Two processes (of one thread each, see tests/conftest.py), a file's tests in one of them; in the order of the files, lest the longest come last.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

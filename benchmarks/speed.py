@@ -55,8 +55,13 @@ from clipwise.files import write_json
 AUTHORS = Path(__file__).with_name("authors.py")
 TSN, STM = "tsn", "stm"
 DEPLOYED = ("deployed", "deployed+compiled")
-KERNELS = ("deployed+kernels+compiled", "deployed+kernels+cuda-graph")
-GRAPHS = ("cuda-graph", "deployed+compiled+cuda-graph", "deployed+kernels+cuda-graph")
+KERNELS = ("deployed+kernels+compiled",)
+GRAPHS = (
+    "cuda-graph",
+    "deployed+compiled+cuda-graph",
+    "deployed+kernels+cuda-graph",
+    "deployed+kernels+compiled+cuda-graph",
+)
 
 
 @dataclass(frozen=True)

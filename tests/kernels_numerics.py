@@ -300,5 +300,6 @@ def test_whole_networks(name: str, options: dict[str, Any]) -> None:
     clips = torch.randn(1, 3, 3, 32, 33, device=DEVICE)
     with torch.no_grad():
         expected = copy.deepcopy(model).double()(clips.double())
-        _close(model(clips), expected, 1e-5)
-    _close(clipwise.deploy(model, with_kernels=True)(clips), expected, 1e-5)
+        tolerance = 1e-5 if INTERPRETED else 1e-4  # cuDNN may take an algorithm that rounds more
+        _close(model(clips), expected, tolerance)
+    _close(clipwise.deploy(model, with_kernels=True)(clips), expected, tolerance)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from conftest import SMALL, clipwise
 from clipwise.benchmark import networks
 from clipwise.benchmark.loader import enough_workers
 from clipwise.benchmark.networks import Condition, Contender, Subject, measure, prepare, rows_of, subject_of
-from clipwise.benchmark.timing import in_turns, quartiles
+from clipwise.benchmark.timing import data_condition, in_turns, quartiles
+from clipwise.data.manifest import Manifest
+from clipwise.files import portable_path
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--frames", "4", "--size", "32", "--set", "model.options.base_width=16", "--rounds", "3", "--device", "cpu"]
@@ -99,7 +102,10 @@ def test_the_file_names_the_condition_and_holds_how_it_was_measured(model: Any, 
     assert record["versions"]["torch"] in torch.__version__
     assert record["device"]
     assert record["threads"] == threads
-    assert record["condition"]["options"] == {"base_width": 16}
+    assert record["condition"]["options"] == {
+        "tsn_resnet18": {"base_width": 16},
+        "stm_resnet18": {"base_width": 16},
+    }
     agreement = record["rival"]["outputs"]["stm_resnet18"]
     assert agreement["of_the_largest"] < 1e-5
     rows = {(row["network"], row["formulation"], row["form"], row["batch"]): row for row in record["results"]}
@@ -123,6 +129,19 @@ def test_the_file_names_the_condition_and_holds_how_it_was_measured(model: Any, 
         assert ("to_rival" in row) == ((network, formulation) == ("stm_resnet18", ours)), form
     assert rows["stm_resnet18", ours, "eager", 2]["layout"] == "channels_last"
     assert rows["stm_resnet18", authors, "eager", 2]["layout"] == "contiguous_format"
+
+
+def test_the_network_to_compare_with_gets_the_options_that_it_has(
+    model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    causal = ["--set", "model.options.causal=true"]
+    assert model("stm_resnet18", "--against", "tsn_resnet18", *causal) == 0
+    _, record = one_record(tmp_path)
+    given = {"stm_resnet18": {"base_width": 16, "causal": True}, "tsn_resnet18": {"base_width": 16}}
+    assert record["condition"]["options"] == given
+    capsys.readouterr()
+    assert model("stm_resnet18", "tsn_resnet18", *causal) == 1
+    assert "causal" in capsys.readouterr().err
 
 
 def test_training_steps_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +306,9 @@ def test_the_loader_by_its_workers(
     assert clip["reading"] + clip["crop_resize_flip"] == pytest.approx(1)
     assert 0 < clip["reading"] < 1
     assert record["condition"]["videos"] == 16  # those to train on
+    assert record["condition"]["data"]["source"] == portable_path(videos / "manifest.csv", Path.cwd())
+    others = Manifest.read(videos).select("val")
+    assert data_condition(others)["videos_sha256"] != record["condition"]["data"]["videos_sha256"]
     told = capsys.readouterr()
     assert "workers read as much as any number of these" in told.err
 
@@ -335,6 +357,41 @@ def test_from_a_file_to_its_label_stage_by_stage(
         assert max(parts) < row["whole"]["median"]
 
 
+def test_a_result_of_something_else_gets_a_file_of_its_own(
+    run: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other videos, other views, other options and other weights are other conditions; the same again is not."""
+    monkeypatch.chdir(tmp_path)
+    one, two, *_ = sorted(videos.rglob("*.mp4"))
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "last.safetensors").replace(other / "best.safetensors")
+
+    def measured(*arguments: str | Path) -> None:
+        command = ["benchmark", "end-to-end", *arguments, "--rounds", "1", "--device", "cpu"]
+        assert clipwise(*command, monkeypatch=monkeypatch) == 0
+
+    small = ["--set", "model.name=stm_resnet18", "--set", "views.size=32", "--set", "model.num_frames=4"]
+    width = ["--set", "model.options.base_width=16"]
+    for arguments in (
+        [one, "--checkpoint", run],
+        [two, "--checkpoint", run],
+        [one, two, "--checkpoint", run],
+        [one, "--checkpoint", other],
+        [one, *small, *width],
+        [one, *small, *width, "--set", "model.options.modules=cstm"],
+        [one, *small, *width, "--set", "views.crops=3"],
+        [one, *small, *width, "--set", "views.crop_ratio=1"],
+    ):
+        before = set(tmp_path.glob("*.json"))
+        measured(*arguments)
+        assert len(set(tmp_path.glob("*.json")) - before) == 1, arguments
+    measured(one, "--checkpoint", run)
+    found = [json.loads(path.read_text())["condition"] for path in tmp_path.glob("*.json")]
+    assert len(found) == 8
+    assert {"name": one.name, "bytes": one.stat().st_size} in found[0]["videos"] + found[1]["videos"]
+
+
 def test_epochs_an_hour(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "epochs.json"
     status = clipwise(
@@ -346,6 +403,8 @@ def test_epochs_an_hour(videos: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     record = json.loads(target.read_text())
     assert record["condition"]["steps_an_epoch"] == 3
     assert record["condition"]["steps"] == 4
+    assert record["condition"]["data"] == data_condition(Manifest.read(videos))
+    assert record["condition"]["options"] == {"base_width": 16}
     assert record["epochs_per_hour"] == pytest.approx(
         3600 * record["clips_per_second"] / record["condition"]["videos"], rel=1e-2
     )

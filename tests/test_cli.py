@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from conftest import SMALL, clipwise
+from conftest import PATIENCE, SMALL, clipwise
 
 from clipwise.data.pack import PackedFile
 from clipwise.demo import run_demo
@@ -120,7 +120,7 @@ def test_a_signal_to_the_whole_group_leaves_a_run_to_resume(
     while not (run / "epochs.csv").is_file() and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as a terminal does: the loader's workers get it too
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "go on with: clipwise train --resume --output " in err
     assert "Traceback" not in err
@@ -268,7 +268,7 @@ def test_a_worker_that_dies_is_not_taken_for_an_output_that_cannot_be_written(
     imports = "from clipwise.data.manifest import Manifest\nfrom clipwise.data.pack import pack\n"
     imports += "from clipwise.data.synthetic import synthesize\n"
     script.write_text(imports + call.format(data=str(videos), out=str(out)))
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 1
     assert "ChildProcessError: a worker process died" in ended.stderr
     assert "cannot be written" not in ended.stderr

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from conftest import PATIENCE
 from safetensors.torch import load_file, save_file
 
 import clipwise
@@ -33,7 +34,7 @@ def in_a_fresh_process(code: str, *arguments: str | Path) -> Any:
     """What a script prints in its last line, as JSON."""
     script = f"import json, sys\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

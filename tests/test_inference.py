@@ -129,14 +129,23 @@ def test_segments_of_a_file_are_held_out_together_and_found_again(videos: Path, 
         assert len(evaluate(tmp_path / "run", given, workers=0).evaluation.names) == 8
 
 
-def test_without_a_validation_split_the_split_must_be_named(videos: Path, tmp_path: Path) -> None:
+def test_what_was_trained_on_is_never_scored_unasked(videos: Path, tmp_path: Path) -> None:
+    """Neither of the run's own data nor of a copy of it: one other split is taken, of several one must be named."""
     data = tmp_path / "videos"
     shutil.copytree(videos, data)
-    (data / "manifest.csv").write_text((data / "manifest.csv").read_text().replace(",val", ",test"))
+    listed = (data / "manifest.csv").read_text().replace(",val", ",test")
+    (data / "manifest.csv").write_text(listed)
+    with pytest.raises(ValueError, match=r"no split 'value' to validate on; there is: test, train; name one by"):
+        clipwise.train(data, tmp_path / "run", overrides=[*SMALL, "data.validation_split=value"])
     clipwise.train(data, tmp_path / "run", overrides=[*SMALL, "training.epochs=1"])
-    with pytest.raises(ValueError, match="name the split to test on: test, train"):
-        evaluate(tmp_path / "run", workers=0)
-    assert len(evaluate(tmp_path / "run", split="test", workers=0).evaluation.names) == 8
+    (data / "copy.csv").write_text(listed)
+    for given in (None, data / "copy.csv"):
+        result = evaluate(tmp_path / "run", given, workers=0)
+        assert (len(result.evaluation.names), result.record["data"]["split"]) == (8, "test")
+    (data / "three.csv").write_text(listed.replace(",test", ",other", 1))
+    with pytest.raises(ValueError, match="no split 'val'; name the split to test on by --split: other, test, train"):
+        evaluate(tmp_path / "run", data / "three.csv", workers=0)
+    assert len(evaluate(tmp_path / "run", data / "three.csv", split="test", workers=0).evaluation.names) == 7
 
 
 def test_three_crops_have_the_whole_short_side() -> None:

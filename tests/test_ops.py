@@ -59,3 +59,21 @@ def test_motion_is_equation_2(causal: bool) -> None:
     for t in range(3):
         expected[:, t + causal] = after[:, t + 1] - x[:, t]
     torch.testing.assert_close(ops.motion(x, conv, causal=causal), expected)
+
+
+@pytest.mark.parametrize("layout", ["channels last", "contiguous", "every other pixel"])
+def test_a_gpus_compiler_sees_the_same_views_by_another_way(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = clip(2, 3, 4, 5, 6, channels_last=layout != "contiguous")
+    if layout == "every other pixel":
+        x = x[..., ::2, ::2]
+    folded, features = ops.fold(x), torch.randn(2, 3, 4)
+    monkeypatch.setattr(ops, "_is_compiled_for_gpu", lambda x: True)
+    for view, expected in (
+        (ops.fold(x), folded),
+        (ops.unfold(folded, 3), x),
+        (ops.fold(features), features.flatten(0, 1)),
+        (ops.unfold(features.flatten(0, 1), 3), features),
+    ):
+        assert torch.equal(view, expected)
+    assert ops.fold(x).stride() == folded.stride()
+    assert ops.fold(x).data_ptr() == x.data_ptr()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PATIENCE
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -510,12 +511,12 @@ def test_threads_that_share_a_causal_network_keep_their_own_length() -> None:
     def wait(*_: object) -> None:
         if threading.current_thread() is not threading.main_thread():
             inside.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE)
 
     hook = next(part for part in model.modules() if isinstance(part, nn.Conv2d)).register_forward_hook(wait)
     with ThreadPoolExecutor(1) as pool, torch.no_grad():
         other = pool.submit(model, clip)
-        assert inside.wait(10)
+        assert inside.wait(PATIENCE)
         model(torch.randn(2, 2, 3, 32, 32))
         go_on.set()
         torch.testing.assert_close(other.result().detach(), alone)

@@ -2,8 +2,30 @@
 
 import functools
 import importlib.util
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-__all__ = ["compiler_missing", "triton_missing"]
+__all__ = ["compile_frozen", "compiler_missing", "triton_missing"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compile_frozen(function: Callable[P, R]) -> Callable[P, R]:
+    """A network, or a function of one, through torch.compile for inference: its weights are constants of the program,
+    so that a CPU has them packed as its convolutions read them. To be called without gradients."""
+    import torch
+    from torch._inductor import config
+
+    compiled = torch.compile(function, dynamic=False)
+
+    def run(*arguments: P.args, **keywords: P.kwargs) -> R:
+        # Asked for by torch.compile's `options` it has no effect: Dynamo looks at the setting before they are in force.
+        with config.patch(freezing=True):
+            answer: R = compiled(*arguments, **keywords)
+        return answer
+
+    return run
 
 
 @functools.cache

@@ -22,6 +22,7 @@ __all__ = [
     "held_alone",
     "name_for_result",
     "portable_path",
+    "printable",
     "write_json",
     "written_whole",
 ]
@@ -95,10 +96,15 @@ def _locked(lock: Path) -> TextIO:
         file.close()
 
 
+def printable(text: str | Path) -> str:
+    """A text with file names in it, or such a name: with � for each byte of them that is no UTF-8."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     with written_whole(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(printable(json.dumps(value, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
 
 
 def portable_path(path: Path, start: Path) -> str:

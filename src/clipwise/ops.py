@@ -11,7 +11,8 @@ convolution would pay for the conversion back.
 Where an operation has several forms, the fastest is chosen by where it runs; which is measured in
 ``benchmarks/kernels.py`` and ``benchmarks/speed.py``. Eager on a GPU that can, it is a Triton kernel
 (:mod:`clipwise.kernels`), with gradients. For a compiler it is plain arithmetic, which the compiler fuses with what
-stands around. Everywhere else, and for exporters, it is PyTorch's operations as written here, the reference of all.
+stands around; in training the temporal convolution is the kernel there, too, which reads and keeps less. Everywhere
+else, and for exporters, it is PyTorch's operations as written here, the reference of all.
 
 An operation with a ``causal`` form reads no later frame than the one it answers for. Where three frames meet, the
 causal form takes t-2, t-1 and t in the places of t-1, t and t+1, so it is the two-sided one delayed by a frame, and
@@ -47,6 +48,8 @@ __all__ = [
 
 def fold(x_NTCHW: Tensor) -> Tensor:
     """(N, T, C, H, W) → (N·T, C, H, W)."""
+    if x_NTCHW.dim() == 5 and _is_compiled_for_gpu(x_NTCHW):
+        return x_NTCHW.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
     return x_NTCHW.flatten(0, 1)
 
 
@@ -58,7 +61,12 @@ def unfold(x: Tensor, frames: int) -> Tensor:
     """
     if x.shape[0] % frames:
         raise ValueError(f"a folded batch of {x.shape[0]} frames is no whole number of clips of {frames} frames")
-    clips: Tensor = x.unflatten(0, (x.shape[0] // frames, frames))
+    size = (x.shape[0] // frames, frames)
+    clips: Tensor
+    if x.dim() == 4 and _is_compiled_for_gpu(x):
+        clips = x.permute(0, 2, 3, 1).unflatten(0, size).permute(0, 1, 4, 2, 3)
+    else:
+        clips = x.unflatten(0, size)
     return clips
 
 
@@ -121,6 +129,12 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
+def _is_compiled_for_gpu(x: Tensor) -> bool:
+    """There Inductor lays out what it writes as it first sees it, so it is to see channels innermost: a view of five
+    dimensions of an image would have it write the image twice, the second time transposed."""
+    return x.is_cuda and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def _takes_kernel(x: Tensor) -> bool:
     return not _is_traced() and kernels.usable(x)
 
@@ -167,7 +181,10 @@ def temporal_conv(
         # A bias is there once a network is deployed, and then no gradient goes through it.
         if _takes_kernel(x_NTCHW) and (bias is None or is_plain_inference(x_NTCHW, weight, bias)):
             return kernels.temporal_conv(x_NTCHW, weight, bias, causal=causal)
-        if x_NTCHW.is_cuda and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if _is_compiled_for_gpu(x_NTCHW):
+            # For gradients Inductor writes out the padded clip, and keeps it; the kernel keeps its input alone.
+            if bias is None and torch.is_grad_enabled() and kernels.usable(x_NTCHW):
+                return kernels.temporal_conv(x_NTCHW, weight, causal=causal)
             return _sum_of_shifted(x_NTCHW, weight, bias, causal=causal)
     x = over_past(x_NTCHW, weight.shape[-1], memory) if causal else time_as_height(x_NTCHW)
     padding = (0 if causal else weight.shape[-1] // 2, 0)

@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clipwise.benchmark.networks import DTYPES, Condition, check_forms, inference_form, settings_for
-from clipwise.benchmark.timing import TimedFrames, account, in_turns, quartiles, wait_for
+from clipwise.benchmark.timing import TimedFrames, account, data_condition, in_turns, quartiles, wait_for
 from clipwise.config import Config, ViewsConfig
 from clipwise.data.dataset import identity_of, read_views
 from clipwise.data.decode import open_frames
+from clipwise.data.manifest import Manifest
 from clipwise.data.transforms import Normalise
 from clipwise.models.network import VideoNetwork
 
 if TYPE_CHECKING:
-    from clipwise.data.manifest import Manifest
     from clipwise.evaluation.protocols import Evaluation
     from clipwise.training.account import EpochLog
     from clipwise.training.run import RunStart
@@ -109,7 +109,8 @@ def benchmark_videos(
             "dtype": dtype,
             "frames": network.num_frames,
             "size": views.size,
-            "views": views.clips * views.crops,
+            "views": asdict(views),
+            "videos": [{"name": video.name, "bytes": video.stat().st_size} for video in videos],
             "rounds": rounds,
         },
         "interrupted": interrupted,
@@ -164,7 +165,7 @@ class _Stopwatch:
 
 
 def benchmark_training(
-    data: "str | Path | Manifest", config: Config, *, steps: int, tell: Callable[[str], None] = lambda line: None
+    data: str | Path | Manifest, config: Config, *, steps: int, tell: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """Epochs an hour of a training as ``clipwise train`` runs it, from some of its steps; nothing of it is kept.
 
@@ -184,12 +185,13 @@ def benchmark_training(
 
     if steps < 1:
         raise ValueError(f"at least one step is timed, got {steps}")
+    manifest = data if isinstance(data, Manifest) else Manifest.read(data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     watch = _Stopwatch(steps, _WARM_UP + _PREFETCHED * config.data.workers, tell)
     timed = replace(config, model=replace(config.model, weights=None))
     interrupted = False
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Enough):
-        interrupted = not train(data, Path(folder) / "run", recipe=timed, reporter=watch).finished
+        interrupted = not train(manifest, Path(folder) / "run", recipe=timed, reporter=watch).finished
     if not watch.seconds and not interrupted:
         raise ValueError(
             f"this training has {watch.seen} steps, and the first {watch.warm_up} do not count; time a longer one "
@@ -201,6 +203,8 @@ def benchmark_training(
         **account(device),
         "condition": {
             "network": config.model.name,
+            "options": config.model.options,
+            "data": data_condition(manifest),
             "videos": watch.videos,
             "batch": config.training.batch_size,
             "steps": len(watch.seconds),

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from clipwise.benchmark.timing import TimedFrames, account, in_turns, quartiles
+from clipwise.benchmark.timing import TimedFrames, account, data_condition, in_turns, quartiles
 from clipwise.config import Config
 from clipwise.data.dataset import Draw, DrawSampler, TrainingClips
 from clipwise.data.failures import Failure
@@ -98,6 +98,7 @@ def benchmark_loader(
         "what": "training clips a second that reach the training's process; median and quartiles over turns",
         **account(torch.device("cpu")),
         "condition": {
+            "data": data_condition(manifest),
             "videos": len(manifest),
             "frames": config.model.num_frames,
             "size": config.views.size,

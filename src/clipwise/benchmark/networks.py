@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from clipwise import kernels
 from clipwise.benchmark.timing import account, device_tag, in_turns, quartiles, seconds_of, wait_for
-from clipwise.compiling import compiler_missing
+from clipwise.compiling import compile_frozen, compiler_missing
 from clipwise.config import TrainingConfig
 from clipwise.models.complexity import count_macs, count_parameters
 from clipwise.models.network import VideoNetwork, channels_last
-from clipwise.models.registry import create_model, model_entry
+from clipwise.models.registry import create_model, model_entry, model_options
 
 __all__ = [
     "DTYPES",
@@ -67,6 +67,7 @@ FORMS = {
     "deployed+compiled+cuda-graph": "clipwise.deploy with compile, as a CUDA graph",
     "deployed+kernels+compiled": "clipwise.deploy with our kernels, and compile for the rest",
     "deployed+kernels+cuda-graph": "clipwise.deploy with our kernels, as a CUDA graph",
+    "deployed+kernels+compiled+cuda-graph": "clipwise.deploy with our kernels, compile for the rest, as a CUDA graph",
 }
 
 OURS = "clipwise"
@@ -314,7 +315,7 @@ def inference_form(network: nn.Module, form: str, dtype: torch.dtype) -> Callabl
         )
     network = _laid_out(copy.deepcopy(network).eval().requires_grad_(False).to(dtype))
     if form == "compiled":
-        return torch.compile(network, dynamic=False, options={"freezing": True})
+        return compile_frozen(network)
     return network
 
 
@@ -512,7 +513,7 @@ class Plan:
     dtype: str = "fp32"
     rounds: int = 15
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of ``create_model``, for all networks."""
+    """Keywords of ``create_model``, for all networks; for the one to compare with, those that it has."""
     rival: str | None = None
 
     def __post_init__(self) -> None:
@@ -542,6 +543,13 @@ class Plan:
     def condition(self, batch: int) -> Condition:
         """What a step is at that batch."""
         return Condition(self.mode, self.dtype, batch, self.frames, self.size, self.device)
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """The options that a network gets."""
+        if name in self.networks:
+            return dict(self.options)
+        known = model_options(name)
+        return {key: value for key, value in self.options.items() if key in known}
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -592,7 +600,7 @@ def benchmark_networks(plan: Plan, *, tell: Callable[[str], None] = lambda line:
             "size": plan.size,
             "rounds": plan.rounds,
             "forms": {form: FORMS[form] for form in plan.forms},
-            "options": dict(plan.options),
+            "options": {name: plan.options_of(name) for name in plan.measured},
             "classes": _CLASSES,
             "input": f"noise on the device, {plan.dtype if plan.mode == 'infer' else 'fp32'}, in each row's layout",
             "waited_for": "after each step at batch 1, else after each turn",
@@ -629,7 +637,7 @@ def _contenders(plan: Plan, condition: Condition, outputs: dict[str, Any]) -> It
     rival = None if plan.rival is None else load_rival(plan.rival)
     for name in plan.measured:
         try:
-            subjects = [subject_of(name, condition, plan.options)]
+            subjects = [subject_of(name, condition, plan.options_of(name))]
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise

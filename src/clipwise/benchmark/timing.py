@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from clipwise.allocator import freed_memory_is_kept
 from clipwise.checkpoint import device_name, versions
 from clipwise.data.decode import Frames
+from clipwise.data.manifest import Manifest
 from clipwise.data.workers import available_cores
+from clipwise.files import portable_path
+from clipwise.training.account import videos_hash
 
-__all__ = ["TimedFrames", "account", "device_tag", "in_turns", "quartiles", "seconds_of", "wait_for"]
+__all__ = ["TimedFrames", "account", "data_condition", "device_tag", "in_turns", "quartiles", "seconds_of", "wait_for"]
 
 _Kind = TypeVar("_Kind")
 
@@ -94,6 +98,11 @@ def device_tag(device: torch.device) -> str:
         return f"cpu_{torch.get_num_threads()}threads"
     name = re.sub(r"nvidia|geforce", "", torch.cuda.get_device_name(device).lower())
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+def data_condition(manifest: Manifest) -> dict[str, str]:
+    """Which data something was measured on: where it lies, and its videos with their labels and segments."""
+    return {"source": portable_path(manifest.source, Path.cwd()), "videos_sha256": videos_hash(manifest, None)}
 
 
 def account(device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from clipwise.cli.app import app, counted, say, table_of_figures
-from clipwise.files import check_writable, name_for_result, write_json
+from clipwise.files import check_writable, file_sha256, name_for_result, write_json
 
 __all__ = ["benchmark", "end_to_end", "loader", "model"]
 
@@ -60,7 +60,12 @@ def model(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each network in each form.")] = 15,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="model.options.NAME=VALUE", help="An option of all networks."),
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="model.options.NAME=VALUE",
+            help="An option of all networks; of --against, if it has it.",
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw throughput against MACs: .png, .svg or .pdf.")] = None,
     output: _Output = None,
@@ -205,14 +210,16 @@ def end_to_end(
         from clipwise.checkpoint import read_checkpoint
 
         read = read_checkpoint(checkpoint)
-        name, network, views = read.config.name, read.model, read.views
+        shown, network, views = read.config, read.model, read.views
+        weights = file_sha256(read.weights)
     else:
-        name, views = config.model.name, config.views
-        network = create_model(name, num_classes=174, num_frames=config.model.num_frames, **config.model.options)
+        shown, views, weights = config.model, config.views, None
+        network = create_model(shown.name, num_classes=174, num_frames=shown.num_frames, **shown.options)
     form, dtype = form or "deployed", dtype or "fp32"
-    target = _target(output, f"end_to_end_{name}_{_plain(form)}_{dtype}_{device_tag(where)}")
+    target = _target(output, f"end_to_end_{shown.name}_{_plain(form)}_{dtype}_{device_tag(where)}")
     record = benchmark_videos(videos or [], network, views, form=form, dtype=dtype, device=where, rounds=rounds or 15)
-    record["condition"] = {"network": name, **record["condition"]}
+    of_network = {"network": shown.name, "options": shown.options, "weights_sha256": weights}
+    record["condition"] = {**of_network, **record["condition"]}
     _finish(_told(record), target, as_json=as_json, show=_show_videos, measured=record["milliseconds"] is not None)
 
 

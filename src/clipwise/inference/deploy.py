@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clipwise import kernels
-from clipwise.compiling import compiler_missing
+from clipwise.compiling import compile_frozen, compiler_missing
 from clipwise.inference.fused import FusedConv, can_fuse, fuse_block, has_hooks, scale_and_shift
 from clipwise.models.network import VideoNetwork, channels_last
 from clipwise.models.resnet import Block, ResNet
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 _ROUNDING = 1e-3
 """Of the largest logit: what is farther off in float32 is no rounding."""
+_SIZES = (64, 224)
+"""Pixels of a side with which a network is looked at: few, and those of image networks, some of which take no other."""
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear)
 # What tells a tensor's form and reads none of its values; so do its properties.
@@ -54,7 +56,7 @@ class Deployed(nn.Module):
         self._mean_first = ends_in_mean(network)
         self._run: Callable[[Tensor], Tensor] = self._logits
         if compiled:
-            self._run = torch.compile(self._run, dynamic=False, options={"freezing": True})
+            self._run = compile_frozen(self._run)
         if cuda_graph:
             self._run = _Graphs(self._run)
         super().train(False)
@@ -133,7 +135,8 @@ def deploy(
     Raises:
         TypeError: for something else than a network.
         ValueError: for another dtype, ``cuda_graph`` for a network that is not on a GPU, ``with_kernels`` where they
-            cannot run, or a network whose logits would not stay what they are.
+            cannot run, a network that takes no clips of a usual size, whose logits are not finite, or would not stay
+            what they are.
     """
     if isinstance(model, Deployed):
         raise TypeError("this network is deployed already; deploy the one it was made of")
@@ -167,12 +170,18 @@ def _rewritten(model: VideoNetwork, *, for_gpu: bool, with_kernels: bool) -> Vid
     """A copy in float32 on the CPU, where what follows what is looked at, with BNs folded and layers fused.
 
     Raises:
-        ValueError: if its logits are others than the network's: it does something that is not understood here.
+        ValueError: if its logits are others than the network's: it does something that is not understood here; if they
+            are not finite; or if it takes no clips.
     """
     network: VideoNetwork = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    size = max(64, network.min_size)
-    clips = torch.randn(1, network.num_frames, 3, size, size, generator=torch.Generator().manual_seed(0))
-    pairs, expected = _normalised_convolutions(network, clips)
+    clips, pairs, expected = _looked_at(network)
+    if not expected.isfinite().all():
+        tensors = (*network.named_parameters(), *network.named_buffers())
+        bad = next((f"; {name} holds such values" for name, value in tensors if not value.isfinite().all()), "")
+        raise ValueError(
+            f"this network has diverged: its logits are not finite{bad}; take weights from before that, or train it "
+            "anew with a smaller training.lr"
+        )
     for convolutions, norm in pairs:
         _fold(convolutions, norm)
         _replace_by_identity(network, norm)
@@ -188,6 +197,21 @@ def _rewritten(model: VideoNetwork, *, for_gpu: bool, with_kernels: bool) -> Vid
     if isinstance(network, ResNet) and with_kernels:  # which need a GPU
         _fuse(network, for_gpu=for_gpu, with_kernels=True)
     return network
+
+
+def _looked_at(network: VideoNetwork) -> tuple[Tensor, list[tuple[tuple[nn.Module, ...], nn.Module]], Tensor]:
+    """Noise of a size that the network takes, and of that what :func:`_normalised_convolutions` finds."""
+    for size in _SIZES:
+        size = max(size, network.min_size)
+        clips = torch.randn(1, network.num_frames, 3, size, size, generator=torch.Generator().manual_seed(0))
+        try:
+            return clips, *_normalised_convolutions(network, clips)
+        except (RuntimeError, ValueError, AssertionError) as error:  # layers of a fixed size
+            refused = error
+    raise ValueError(
+        f"this network takes clips neither of {_SIZES[0]}×{_SIZES[0]} nor of {size}×{size} pixels, by which deploy "
+        f"looks at it ({str(refused).splitlines()[0]}); use it as it is, or make it for {_SIZES[-1]}×{_SIZES[-1]}"
+    ) from refused
 
 
 def ends_in_mean(network: VideoNetwork) -> bool:
@@ -231,10 +255,11 @@ class _Readers(TorchFunctionMode):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        # A weight that is computed anew at each pass (torch.nn.utils.parametrizations) is no parameter, and nobody's.
         self.owners = {
-            id(module.weight): module
+            id(module._parameters["weight"]): module
             for module in network.modules()
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and "weight" in module._parameters
         }
         self.sources: dict[int, _Source] = {}
         """By a tensor's id."""
@@ -327,10 +352,12 @@ def _normalised_convolutions(
         if type(module) in _NORMS and module.running_mean is not None:
             # The last of its hooks, so that it sees what those of the network's own have made of the input.
             hooks.append(module.register_forward_pre_hook(lambda norm, given: inputs[norm].append(given[0])))
-    with readers:
-        logits: Tensor = network(clips)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with readers:
+            logits: Tensor = network(clips)
+    finally:
+        for hook in hooks:
+            hook.remove()
     pairs = []
     for norm, given in inputs.items():
         source = readers.sources.get(id(given[0]))

@@ -54,9 +54,19 @@ def usable(x: Tensor) -> bool:
     return (device.major, device.minor) >= ((8, 0) if x.dtype == torch.bfloat16 else (7, 5))
 
 
-@functools.cache
 def _starts() -> bool:
-    """Whether Triton can launch something; why not is said once, for the torch forms are slower."""
+    """Whether Triton can launch something."""
+    return _tried()
+
+
+# A compiler cannot trace how that is found out: it takes the answer. torch.compiler.assume_constant_result does no more
+# than this, after it has imported all of Dynamo.
+_starts._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _tried() -> bool:
+    """The same; why not is said once, for the torch forms are slower."""
     if missing := triton_missing():
         _log.warning("%s. Temporal operations run as PyTorch has them until then", missing)
     return not missing

@@ -92,6 +92,8 @@ def _product(
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
+    DENSE: tl.constexpr,
+    SECOND_DENSE: tl.constexpr,
     ALIGN: tl.constexpr,
     SECOND_ALIGN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -105,10 +107,15 @@ def _product(
     o = (program % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = row < rows
     wanted = o < OUTPUTS
+    # What is not used of these is not computed: of dense tensors a row lies where its number says, which spares the
+    # divisions; they take longer than the products of a narrow input.
     image = row // pixels
     p = (row % pixels).to(tl.int32)
     t = (image % frames).to(tl.int32)
-    x_rows = tl.multiple_of(pixel_offsets(p, width, x_h, x_w) + image * x_n, ALIGN)
+    if DENSE:
+        x_rows = tl.multiple_of(row * CHANNELS, ALIGN)
+    else:
+        x_rows = tl.multiple_of(pixel_offsets(p, width, x_h, x_w) + image * x_n, ALIGN)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, CHANNELS, BLOCK_K):
         c = k + tl.arange(0, BLOCK_K)
@@ -124,7 +131,10 @@ def _product(
         b = tl.load(weight + o[None, :] * CHANNELS + c[:, None], mask=present[:, None] & wanted[None, :], other=0.0)
         total = _multiply(a, b, total, PRECISION, WIDEN)
     if SECOND:
-        s_rows = tl.multiple_of(pixel_offsets(p, width, s_h, s_w) + image * s_n, SECOND_ALIGN)
+        if SECOND_DENSE:
+            s_rows = tl.multiple_of(row * SECOND, SECOND_ALIGN)
+        else:
+            s_rows = tl.multiple_of(pixel_offsets(p, width, s_h, s_w) + image * s_n, SECOND_ALIGN)
         for k in range(0, SECOND, 16):
             c = k + tl.arange(0, 16)
             present = c < SECOND
@@ -136,12 +146,18 @@ def _product(
     if BIAS:
         total += tl.load(bias + o, mask=wanted, other=0.0).to(tl.float32)[None, :]
     if RESIDUAL:
-        at = tl.multiple_of(pixel_offsets(p, width, r_h, r_w) + image * r_n, ALIGN)
+        if DENSE:
+            at = tl.multiple_of(row * OUTPUTS, ALIGN)
+        else:
+            at = tl.multiple_of(pixel_offsets(p, width, r_h, r_w) + image * r_n, ALIGN)
         columns = o.to(tl.int64) * r_c
         total += tl.load(residual + at[:, None] + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     if RELU:
         total = tl.where(total < 0, 0.0, total)
-    at = tl.multiple_of(pixel_offsets(p, width, y_h, y_w) + image * y_n, ALIGN)
+    if DENSE:
+        at = tl.multiple_of(row * OUTPUTS, ALIGN)
+    else:
+        at = tl.multiple_of(pixel_offsets(p, width, y_h, y_w) + image * y_n, ALIGN)
     tl.store(y + at[:, None] + (o.to(tl.int64) * y_c)[None, :], total.to(y.dtype.element_ty), mask=inside)
 
 
@@ -150,23 +166,29 @@ _small_tiles = [_config(64, 64, 32, 4, 3), _config(128, 64, 32, 4, 3), _config(6
 _large_tiles = [
     _config(128, 128, 64, 8, 3),
     _config(128, 256, 64, 8, 3),
-    _config(256, 128, 64, 8, 3),
     _config(128, 64, 64, 4, 4),
     _config(64, 128, 64, 4, 4),
     _config(64, 64, 64, 4, 4),
-    _config(128, 128, 32, 4, 4),
-    _config(64, 64, 32, 4, 4),
-    _config(32, 64, 64, 4, 4),
+    _config(128, 16, 64, 4, 4),  # what STM's motion module squeezes is 4 to 32 channels wide
+    _config(128, 32, 64, 4, 4),
 ]
+# What they do beside the product makes some of them spill registers.
+_KEY = ["size", "CHANNELS", "SECOND", "OUTPUTS", "SHIFT", "RESIDUAL"]
 if INTERPRETED:
     _small_tiles = _large_tiles = [_config(32, 32, 16, 4, 2)]
-_product_single = tuned(_small_tiles, ["size", "CHANNELS", "SECOND", "OUTPUTS"])(_product)
-_product_half = tuned(_large_tiles, ["size", "CHANNELS", "SECOND", "OUTPUTS"])(_product)
+_product_single = tuned(_small_tiles, _KEY)(_product)
+_product_half = tuned(_large_tiles, _KEY)(_product)
 
 
 def _empty(x: Tensor, channels: int) -> Tensor:
     n, _, h, w = x.shape
-    return torch.empty((n, channels, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    # A compiler forgets a memory format, and would copy what is not yet written into that layout.
+    return torch.empty((n, h, w, channels), dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether pixels follow one another without gaps, channels innermost."""
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 @operation("pointwise")
@@ -187,8 +209,10 @@ def product(
     n, c, h, w = x.shape
     outputs = weight.shape[0]
     y = _empty(x, outputs)
-    second = x if x2 is None else x2
-    added = x if residual is None else residual
+    # In the places of what is not there. `x` would do, but a compiler writes it once for each place that reads it.
+    unused = weight.reshape(outputs, c, 1, 1)
+    second = unused if x2 is None else x2
+    added = unused if residual is None else residual
     rows = n * h * w
 
     def grid(meta: dict[str, int]) -> tuple[int]:
@@ -222,8 +246,10 @@ def product(
         RELU=relu,
         PRECISION="tf32" if tf32 else "ieee",
         WIDEN=INTERPRETED and x.dtype == torch.bfloat16,  # whose bits the interpreter would take for integers
-        ALIGN=alignment(x, added, y),
-        SECOND_ALIGN=alignment(second),
+        DENSE=_dense(x) and (residual is None or _dense(residual)),
+        SECOND_DENSE=x2 is not None and _dense(x2),
+        ALIGN=alignment(x, y) if residual is None else alignment(x, residual, y),
+        SECOND_ALIGN=1 if x2 is None else alignment(x2),
     )
     return y
 

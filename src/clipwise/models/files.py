@@ -76,7 +76,12 @@ def read_weight_file(path: str | Path) -> FileContent:
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder; give a weight file in it" if path.is_dir() else "no such weight file"
+        what = "is a folder; give a weight file in it"
+        if not path.is_dir():
+            what = (
+                "no such weight file; if a training is to write it, as `clipwise recipes NAME` says under Start, run "
+                "that first, or give another file by --set model.weights=PATH"
+            )
         raise ValueError(f"{path}: {what}")
     if path.suffix == ".safetensors":
         try:

@@ -344,7 +344,7 @@ class ResNet(VideoNetwork):
         """The blocks in order, and None where frames are pooled."""
         steps: list[Any] = []
         for stage in range(1, 5):
-            steps += getattr(self, f"layer{stage}")
+            steps.extend(getattr(self, f"layer{stage}"))  # `+=` is one that torch 2.11 does not compile
             if self.temporal_pooling is not None and stage < 4:
                 steps.append(None)
         return steps

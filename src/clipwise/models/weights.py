@@ -63,6 +63,8 @@ class LoadReport:
     """The file's keys that nothing took."""
     reordered: bool = False
     """Whether the head's rows were put into the order of the network's classes, by their names."""
+    network: str | None = None
+    """What the file's folder says it is of, where that is another network."""
 
     def __str__(self) -> str:
         lines = [
@@ -70,6 +72,8 @@ class LoadReport:
             f"new in the network: {grouped(self.new)}",
             f"left in the file:   {grouped(self.left)}",
         ]
+        if self.network:
+            lines.append(f"the file is of another network, {self.network}: what only that one has is left")
         if self.reordered:
             lines.append("the file's classes are in another order: the head's rows were put into that of the data")
         return "\n  ".join(lines)
@@ -287,6 +291,7 @@ def load_weights(
             k for k in state if k not in loaded and (k not in sources or not derived) and not k.endswith(counters)
         ),
         reordered=reordered,
+        network=card.config.name if card and card.config.name != name else None,
     )
 
 

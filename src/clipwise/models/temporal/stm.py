@@ -135,7 +135,7 @@ class ChannelwiseMotion(Remembering, TemporalModule):
         motion = ops.motion(reduced, self.conv, causal=self.causal, memory=self.memory)
         m = self.pool(self.restore(ops.fold(motion)))
         if self.fuse is None:
-            return s_NTCHW + ops.unfold(m, frames)
+            return ops.unfold(ops.fold(s_NTCHW) + m, frames)  # of folded ones, whose layout a compiler keeps
         return ops.unfold(self.fuse(torch.cat((ops.fold(s_NTCHW), m), dim=1)), frames)
 
 
