@@ -192,14 +192,14 @@ class Videos(torch.utils.data.Dataset[torch.Tensor]):
         return torch.from_numpy(whole(self.manifest, index))
 
 
-def test_without_pread_threads_read_what_they_ask_for(
+def test_without_preadv_threads_read_what_they_ask_for(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows has none: a file's position is moved, which all threads of a process share."""
     write_shards(manifest, tmp_path / "s", format="uint8", workers=0)
     stored = Manifest.read(tmp_path / "s")
     expected = [whole(manifest, index) for index in range(7)]
-    monkeypatch.delattr(os, "pread")
+    monkeypatch.delattr(os, "preadv")
     with ThreadPoolExecutor(4) as threads:
         for index, video in enumerate(threads.map(lambda index: whole(stored, index % 7), range(140))):
             np.testing.assert_array_equal(video, expected[index % 7])

@@ -466,7 +466,7 @@ class ShardedFile:
         self._layout = layout  # tensor -> shape, position in the index
         self._size = size  # of the index
         self._tensors: dict[str, NDArray[Any]] | None = None
-        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._files: OrderedDict[int, io.FileIO] = OrderedDict()
 
     @classmethod
     def open_with_metadata(cls, path: str | os.PathLike[str]) -> tuple[ShardedFile, dict[str, Any]]:
@@ -542,8 +542,14 @@ class ShardedFile:
             tensors["length"][first:last],
         )
 
-    def read(self, shard: int, start: int, length: int) -> bytes:
+    def read(self, shard: int, start: int, length: int) -> memoryview:
         """``length`` bytes of a shard. Raises DecodeError."""
+        data = np.empty(length, np.uint8).data
+        self.read_into(shard, start, data)
+        return data
+
+    def read_into(self, shard: int, start: int, out: memoryview) -> None:
+        """Fill ``out``, which is contiguous, with a shard's bytes. Raises DecodeError."""
         file = self._files.pop(shard, None)
         try:
             if file is None:
@@ -551,12 +557,11 @@ class ShardedFile:
             self._files[shard] = file
             while len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
-            data = _read_at(file, start, length)
+            length = _read_at(file, start, out)
         except OSError as error:
             raise DecodeError(str(self.path / _shard_name(shard)), f"cannot be read ({error.strerror})") from error
-        if len(data) != length:
+        if length != out.nbytes:
             raise DecodeError(str(self.path / _shard_name(shard)), "is cut off; copy it again")
-        return data
 
     def _mapped(self) -> dict[str, NDArray[Any]]:
         if self._tensors is None:
@@ -574,15 +579,15 @@ class ShardedFile:
         return self._tensors
 
 
-def _read_at(file: BinaryIO, start: int, length: int) -> bytes:
-    """Bytes of a file that others, too, read from."""
-    if hasattr(os, "pread"):
+def _read_at(file: io.FileIO, start: int, out: memoryview) -> int:
+    """Fill ``out`` from a file that others, too, read from; the number of bytes that were there."""
+    if hasattr(os, "preadv"):
         # Neither moves a position that forked workers would share, nor maps memory that counts as theirs.
-        return os.pread(file.fileno(), length, start)
+        return os.preadv(file.fileno(), [out], start)
     # Windows, where nothing forks: a process has its files to itself, though not a thread.
     with _seeking:
         file.seek(start)
-        return file.read(length)
+        return file.readinto(out)
 
 
 class ShardedFrames:
@@ -616,9 +621,23 @@ class ShardedFrames:
             places.setdefault(int(index), []).append(position)
         frames = np.empty((len(indices), *self._size, 3), np.uint8)
         numbers = sorted(places)
-        decode = {"jpeg": self._decode_jpeg, "uint8": self._copy, "h264": self._decode_h264}[self._file.pixel_format]
-        decode(numbers, self._stored(numbers), frames, places)
+        if self._file.pixel_format == "uint8":
+            self._fetch(numbers, frames, places)
+        else:
+            decode = {"jpeg": self._decode_jpeg, "h264": self._decode_h264}[self._file.pixel_format]
+            decode(numbers, self._stored(numbers), frames, places)
         return frames
+
+    def _fetch(self, numbers: list[int], frames: NDArray[np.uint8], places: dict[int, list[int]]) -> None:
+        """Frames that are stored as they are, read to where they are wanted."""
+        for number in numbers:
+            if self._lengths[number] != frames[0].nbytes:
+                error = ValueError(f"{self._lengths[number]} bytes where {frames[0].nbytes} were written")
+                raise self._damaged(number, error)
+            first, *others = places[number]
+            self._file.read_into(self._shard, int(self._offsets[number]), frames[first].data)
+            for position in others:
+                frames[position] = frames[first]
 
     def _stored(self, numbers: list[int]) -> list[memoryview]:
         """The bytes of frames in rising order; those close together in one read."""
@@ -629,19 +648,10 @@ class ShardedFrames:
         for place in range(len(starts)):
             if place + 1 < len(starts) and starts[place + 1] - ends[place] <= _GAP:
                 continue
-            data = memoryview(self._file.read(self._shard, starts[first], ends[place] - starts[first]))
+            data = self._file.read(self._shard, starts[first], ends[place] - starts[first])
             stored += [data[starts[k] - starts[first] : ends[k] - starts[first]] for k in range(first, place + 1)]
             first = place + 1
         return stored
-
-    def _copy(
-        self, numbers: list[int], stored: list[memoryview], frames: NDArray[np.uint8], places: dict[int, list[int]]
-    ) -> None:
-        for number, data in zip(numbers, stored, strict=True):
-            if len(data) != frames[0].nbytes:
-                raise self._damaged(number, ValueError(f"{len(data)} bytes where {frames[0].nbytes} were written"))
-            for position in places[number]:
-                frames[position] = np.frombuffer(data, np.uint8).reshape(*self._size, 3)
 
     def _decode_jpeg(
         self, numbers: list[int], stored: list[memoryview], frames: NDArray[np.uint8], places: dict[int, list[int]]
