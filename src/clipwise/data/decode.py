@@ -19,8 +19,8 @@ never silently wrong:
 
 * AV1 skips nothing: its frames come out wrong otherwise;
 * MPEG-TS and MPEG-PS are never entered in the middle;
-* intra-refresh H.264 marks keyframes that are none: what comes first after a jump must be an intra frame,
-  or the file is decoded in order;
+* intra-refresh H.264 marks keyframes that are none: what comes first after a jump must be an intra frame (in
+  Cinepak, one that also brings its codebooks whole), or the file is decoded in order;
 * AVI stores no display times, ASF those of decoding: with B-frames these are worked out where pictures tell their
   type (MPEG-4), else the frames are counted as the decoder gives them; so they are in containers not known here;
 * edit lists hide frames that must be decoded but do not count; the frame count in a header is never believed
@@ -35,7 +35,6 @@ import io
 import itertools
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,6 +46,7 @@ from typing import Any, BinaryIO, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from clipwise.data.bitstream import VopReader, all_its_own, vol_header
 from clipwise.data.direct_rgb import SLACK, DirectRgb, upright
 from clipwise.data.video_names import frame_number
 
@@ -61,8 +61,8 @@ _Packets: TypeAlias = tuple[list[int | None], list[int], list[int], list[int]]
 _SKIPPABLE = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9"})
 # Codecs whose packets in an AVI FFmpeg gives no display times.
 _TIMELESS = frozenset({"h264", "hevc", "vvc"})
-# Codecs whose decoder says of a frame whether it is a keyframe, so that entering at one can be verified.
-_VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg"}
+# Codecs whose decoder (or else packets) tells if a frame is a keyframe, so that entering at one can be verified.
+_VERIFIABLE = _SKIPPABLE | {"av1", "mjpeg", "cinepak"}
 _NEVER_REORDERED = frozenset({"cinepak", "mjpeg"})
 # Containers that can be entered at a keyframe (FFmpeg's names; a demuxer may carry several, joined by
 # commas).
@@ -441,7 +441,7 @@ class VideoFile(_Closing):
     def _order_told(self) -> bool:
         """Whether an AVI's header alone tells if frames are reordered."""
         if self._codec.name == "mpeg4":
-            header = _vol_header(self._codec.extradata or b"")
+            header = vol_header(self._codec.extradata or b"")
             return header is not None and header[1] is not None
         return self._codec.name in _NEVER_REORDERED
 
@@ -454,7 +454,7 @@ class VideoFile(_Closing):
         orderless = names.isdisjoint(_TIMED) and self._codec.has_b_frames
         if container == "avi" and not orderless and (listed := self._listed_index(rate, time_base)):
             return listed
-        vops = _VopReader(self._codec.extradata) if codec == "mpeg4" else None
+        vops = VopReader(self._codec.extradata) if codec == "mpeg4" else None
         times, keys, shown, places = self._read_packets(vops)
         if vops is not None and vops.after_empty and not orderless:
             shown.append(len(times) - 1)  # only at the very end does FFmpeg show the last picture again
@@ -501,7 +501,7 @@ class VideoFile(_Closing):
             return None
         last, count = entries[-1], len(entries)
         complete = last.timestamp + 1 == self._stream.frames and last.pos + 8 + last.size <= self._container.size
-        if not complete or (codec == "mpeg4" and min([entry.size for entry in entries]) <= _VopReader.LONGEST_EMPTY):
+        if not complete or (codec == "mpeg4" and min([entry.size for entry in entries]) <= VopReader.LONGEST_EMPTY):
             return None
         places = [entry.pos + 8 for entry in entries]  # past the name and size of the piece of file that holds it
         pts = np.array([entry.timestamp for entry in entries], dtype=np.int64)
@@ -522,7 +522,7 @@ class VideoFile(_Closing):
             counted=False,
         )
 
-    def _read_packets(self, vops: _VopReader | None) -> _Packets:
+    def _read_packets(self, vops: VopReader | None) -> _Packets:
         """Of all packets: display times, which are keyframes, which give a frame, places in the file."""
         times: list[int | None] = []
         keys: list[int] = []
@@ -666,7 +666,7 @@ class VideoFile(_Closing):
                 if not entered:
                     if time is None or time < entry_pts:
                         continue  # stored after the keyframe, shown before it: refers to what was not decoded
-                    if not (frame.key_frame and frame.pict_type == 1 and time == entry_pts):
+                    if time != entry_pts or not self._needs_no_other(frame, packet):
                         return False
                     entered = True
                 if time in group and time in missing:
@@ -676,6 +676,13 @@ class VideoFile(_Closing):
             if packet is None:
                 break
         return True
+
+    def _needs_no_other(self, frame: Any, packet: Any) -> bool:
+        """Whether decoding may begin with a frame, which came out when ``packet`` went in."""
+        if self.index.codec == "cinepak":  # whose frames come out at once
+            whole = packet is not None and all_its_own(memoryview(packet), frame.width, frame.height)
+            return whole and frame.format.name == "rgb24"
+        return bool(frame.key_frame and frame.pict_type == 1)
 
     def _decode_in_order(self, missing: dict[int, int], pictures: _Pictures) -> None:
         """As :meth:`_decode_wanted`, the slow way; frames that can only be counted are ``missing`` by number."""
@@ -759,102 +766,6 @@ class _Pictures:
             return self._array
         arranged: Frame_THWC = self._array[[self._slots[number] for number in self._wanted]]
         return arranged
-
-
-class _VopReader:
-    """Tells which MPEG-4 Part 2 packets give a frame, and in which order; to be shown all packets.
-
-    Old encoders write two pictures (VOPs) into one packet and, in the next, a placeholder (a picture "not
-    coded") that lets the decoder hand out the second; elsewhere "not coded" means "show the last one
-    again", which FFmpeg does not. One-byte packets stand for nothing.
-    """
-
-    LONGEST_EMPTY = 19  # bytes, as in FFmpeg's own test
-    _VOP = b"\x00\x00\x01\xb6"
-
-    def __init__(self, extradata: bytes | None) -> None:
-        self._header = _vol_header(extradata or b"")
-        self._count = 0
-        self._before = b""  # the packet before, if it may hold a second picture
-        self._regular = True
-        self.order: list[int] = []  # numbers of the packets that give a frame, as shown, if `order_known`
-        self.after_empty = False  # the last packet was a picture "not coded" that gave no frame
-
-    @property
-    def order_known(self) -> bool:
-        """Does the header say that B-pictures may come, so that others are shown one later, and all else fits?"""
-        return self._header is not None and self._header[1] is True and self._regular
-
-    def gives_frame(self, packet: Any) -> bool:
-        number, before = self._count, self._before
-        self._count, self._before = number + 1, b""
-        if self._header is None and not number:  # where the container does not hold the header, the first packet does
-            self._header = _vol_header(bytes(packet))
-        self.after_empty = False
-        data = bytes(packet)
-        first = data.find(self._VOP)
-        short = packet.size <= self.LONGEST_EMPTY
-        if short and first < 0:
-            return False
-        if not short or self._is_coded(data[first + 4 :]):
-            self._regular = self._regular and first >= 0 and not before
-            picture = first
-            if data.rfind(self._VOP) > first:
-                self._before = data
-        elif before:
-            data, picture = before, before.rfind(self._VOP)
-        else:
-            self.after_empty, self._regular = True, False
-            return False
-        is_b = b"\x80" <= data[picture + 4 : picture + 5] < b"\xc0"  # the first two bits tell a picture's type
-        self.order.insert(len(self.order) - is_b, number)  # before the last other one, which is shown after it
-        return True
-
-    def _is_coded(self, vop: bytes) -> bool:
-        if self._header is None:
-            return True
-        bits = _bits(vop)
-        seconds_end = bits.find("0", 2)  # two bits of picture type, then one "1" for each full second
-        position = seconds_end + 1 + 1 + self._header[0] + 1
-        return seconds_end < 0 or position >= len(bits) or bits[position] == "1"
-
-
-def _bits(data: bytes) -> str:
-    return f"{int.from_bytes(data, 'big'):0{8 * len(data)}b}" if data else ""
-
-
-def _vol_header(data: bytes) -> tuple[int, bool | None] | None:
-    """Of the video-object-layer header (ISO/IEC 14496-2, 6.2.3): the width of a picture's time field, and whether
-    pictures are reordered, None where it does not say; None if there is no such header."""
-    match = re.search(rb"\x00\x00\x01[\x20-\x2f]", data)
-    if match is None:
-        return None
-    bits = _bits(data[match.end() : match.end() + 40])
-    position = 0
-
-    def take(count: int) -> int:
-        nonlocal position
-        value = int(bits[position : position + count] or "0", 2)
-        position += count
-        return value
-
-    take(1 + 8)  # random accessible, type
-    version = 1
-    if take(1):
-        version = take(4)
-        take(3)
-    if take(4) == 15:  # aspect ratio, written out
-        take(16)
-    reorders: bool | None = None
-    if take(1):  # control parameters
-        take(2)
-        reorders = not take(1)  # "low delay"
-        if take(1):
-            take(79)
-    if take(2) == 3 and version != 1:
-        take(4)
-    take(1)
-    return max(1, (take(16) - 1).bit_length()), reorders
 
 
 def _import_av() -> Any:
