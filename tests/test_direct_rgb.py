@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -93,7 +94,10 @@ def test_the_place_of_chroma_makes_no_difference(location: int, tmp_path: Path) 
     with av.open(path) as container:
         for frame in container.decode(video=0):
             picture = direct(frame)
-            assert picture is None or np.array_equal(picture, by_pyav(frame))
+            if picture is None:
+                assert direct_rgb._swscale() is None
+            else:
+                np.testing.assert_array_equal(picture, by_pyav(frame))
 
 
 def test_a_converter_takes_pictures_of_another_size_and_colour(anew: None) -> None:
@@ -102,9 +106,11 @@ def test_a_converter_takes_pictures_of_another_size_and_colour(anew: None) -> No
         memory = np.empty(frame.width * frame.height * 3 + SLACK, np.uint8)
         if converter.convert(frame, memory.ctypes.data):
             np.testing.assert_array_equal(memory[:-SLACK].reshape(frame.height, frame.width, 3), by_pyav(frame))
+        else:
+            assert direct_rgb._swscale() is None
 
 
-@pytest.mark.parametrize("why", ["function not found", "another result"])
+@pytest.mark.parametrize("why", ["function not found", "another result", "no memory"])
 def test_a_video_is_the_same_without_it(why: str, anew: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "video.mp4", "libx264", 30)
     with VideoFile(path) as video:
@@ -112,6 +118,11 @@ def test_a_video_is_the_same_without_it(why: str, anew: None, tmp_path: Path, mo
     direct_rgb._agrees.cache_clear()
     if why == "function not found":
         monkeypatch.setattr(direct_rgb, "_swscale", lambda: None)
+    elif why == "no memory":
+        monkeypatch.setattr(
+            direct_rgb, "_swscale", lambda: SimpleNamespace(sws_getContext=lambda *_: None, sws_freeContext=id)
+        )
+        assert direct(noise(112, 80, "yuv420p")) is None
     else:
         monkeypatch.setattr(direct_rgb, "_ONE", direct_rgb._ONE + 2000)  # a little more contrast
         assert direct(noise(112, 80, "yuv420p")) is None

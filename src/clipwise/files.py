@@ -98,13 +98,14 @@ def _locked(lock: Path) -> TextIO:
 
 def printable(text: str | Path) -> str:
     """A text with file names in it, or such a name: with � for each byte of them that is no UTF-8."""
-    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return str(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    with written_whole(path) as partial:
-        partial.write_text(printable(json.dumps(value, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
+    """Write a JSON file whole or not at all, from which names that are no UTF-8 are read back as they were."""
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        # In a JSON string such a backslash begins an escape, that of the character which Python has for the byte.
+        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def portable_path(path: Path, start: Path) -> str:

@@ -6,7 +6,7 @@ import re
 import struct
 from typing import Any
 
-__all__ = ["VopReader", "all_its_own", "vol_header"]
+__all__ = ["VopReader", "strips", "vol_header", "whole_strips"]
 
 # Cinepak, as FFmpeg's decoder reads it: a picture is made of strips, a strip of chunks.
 _CINEPAK_HEADER = 10  # bytes: flags, size, width, height, number of strips
@@ -14,10 +14,10 @@ _MOST_STRIPS = 32
 _STRIP = struct.Struct(">6H")  # kind, size in bytes; top, left, bottom or height, right
 _CHUNK = struct.Struct(">2H")  # kind, size in bytes
 _INTRA_STRIP = 0x1000
-_CODEBOOKS = (0x2000, 0x2200)  # of blocks of 2 × 2 and 4 × 4 pixels; sent anew from their first entry on
+_CODEBOOKS = (0x2000, 0x2200)  # for blocks in four parts and in one, from their first entry on, in encoders' order
 _WHOLE_CODEBOOK = 256 * 6  # bytes
-# Both codebooks, then a picture in which each block is told; 0x3200: by the second codebook alone.
-_WHOLE_STRIPS = [[*codebooks, blocks] for codebooks in (_CODEBOOKS, _CODEBOOKS[::-1]) for blocks in (0x3000, 0x3200)]
+_BY_BOTH, _BY_ONE_CODEBOOK = 0x3000, 0x3200  # pictures in which each block is told
+_BLOCK = 4  # pixels
 
 
 class VopReader:
@@ -116,37 +116,53 @@ def vol_header(data: bytes) -> tuple[int, bool | None] | None:
     return max(1, (take(16) - 1).bit_length()), reorders
 
 
-def all_its_own(packet: bytes | memoryview, width: int, height: int) -> bool:
-    """Whether a Cinepak packet's picture takes nothing from those before it, neither pixels nor entries of codebooks.
+def strips(packet: bytes | memoryview) -> int:
+    """Of a Cinepak packet."""
+    return min(_MOST_STRIPS, int.from_bytes(packet[8:10], "big"))
 
-    So it is where the strips fill the picture, and each says that it is intra-coded, sets all 256 entries of both
-    codebooks and leaves no block out. Packets of videos in 256 colours are told no: the palette may come with any.
+
+def whole_strips(packet: bytes | memoryview, width: int, height: int) -> int:
+    """The strips of a Cinepak packet whose picture takes nothing from those before it, neither pixels nor entries of
+    codebooks; 0 of one that may.
+
+    It takes nothing where the strips fill the picture, and each says that it is intra-coded, sets all 256 entries of
+    both codebooks and leaves no block out. Each strip keeps its codebooks for the same strip of later pictures: one
+    with more strips may use codebooks that were set before.
     """
     if len(packet) < _CINEPAK_HEADER or int.from_bytes(packet[1:4], "big") != len(packet):
-        return False
+        return 0
+    most_right, most_down = (-(-side // _BLOCK) * _BLOCK for side in (width, height))
     position, bottom = _CINEPAK_HEADER, 0
-    for _ in range(min(_MOST_STRIPS, int.from_bytes(packet[8:10], "big"))):
+    for _ in range(strips(packet)):
         if position + _STRIP.size > len(packet):
-            return False
+            return 0
         kind, size, top, left, lower, right = _STRIP.unpack_from(packet, position)
+        if kind != _INTRA_STRIP or top not in (0, bottom) or left or not width <= right <= most_right:
+            return 0
+        above, bottom = bottom, lower if top else bottom + lower  # 0 stands for "where the one before ends"
         end = position + size
-        position += _STRIP.size
-        if kind != _INTRA_STRIP or top not in (0, bottom) or left or right < width or end > len(packet):
-            return False
-        if _chunks(packet, position, end) not in _WHOLE_STRIPS:
-            return False
-        bottom = lower if top else bottom + lower  # 0 stands for "where the one before ends"
+        if not above < bottom <= most_down or end > len(packet):
+            return 0
+        blocks = -(-right // _BLOCK) * -(-(bottom - above) // _BLOCK)
+        if not _tells_all(packet, position + _STRIP.size, end, blocks):
+            return 0
         position = end
-    return bottom >= height
+    return strips(packet) if bottom >= height else 0
 
 
-def _chunks(packet: bytes | memoryview, position: int, end: int) -> list[int]:
-    """The kinds of a strip's parts; where one is no more than a part of a codebook, none."""
-    kinds = []
-    while position + _CHUNK.size <= end:
+def _tells_all(packet: bytes | memoryview, position: int, end: int, blocks: int) -> bool:
+    """Whether a strip's chunks are both codebooks, whole, and then something for each block."""
+    for expected in _CODEBOOKS:
+        if position + _CHUNK.size > end:
+            return False
         kind, size = _CHUNK.unpack_from(packet, position)
-        if size < _CHUNK.size or (kind in _CODEBOOKS and size != _CHUNK.size + _WHOLE_CODEBOOK):
-            return []
-        kinds.append(kind)
+        if kind != expected or size != _CHUNK.size + _WHOLE_CODEBOOK:
+            return False
         position += size
-    return kinds if position == end else []
+    if position + _CHUNK.size > end:
+        return False
+    kind, size = _CHUNK.unpack_from(packet, position)
+    if kind not in (_BY_BOTH, _BY_ONE_CODEBOOK) or position + size != end:
+        return False
+    # A byte a block at least; before each 32 blocks that are told in one of two ways, four bytes that say in which.
+    return bool(size >= _CHUNK.size + blocks + (4 * -(-blocks // 32) if kind == _BY_BOTH else 0))

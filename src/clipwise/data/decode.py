@@ -46,7 +46,7 @@ from typing import Any, BinaryIO, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from clipwise.data.bitstream import VopReader, all_its_own, vol_header
+from clipwise.data.bitstream import VopReader, strips, vol_header, whole_strips
 from clipwise.data.direct_rgb import SLACK, DirectRgb, upright
 from clipwise.data.video_names import frame_number
 
@@ -641,6 +641,7 @@ class VideoFile(_Closing):
         none_to_skip = self.index.codec == "mpeg4" and not codec.has_b_frames and self.index.container == "avi"
         can_skip = self.index.can_skip and not none_to_skip
         entered = entry == 0  # whatever the file begins with is decoded the same in order
+        most_strips = 0  # Cinepak: of later pictures, if the first is not the file's
         entry_pts = int(self.index.pts[entry])
         codec.skip_frame = "DEFAULT"
         skipping = False
@@ -654,6 +655,8 @@ class VideoFile(_Closing):
             if packet is not None:
                 if times:
                     packet.pts = times.get(packet.pos)
+                if most_strips and strips(memoryview(packet)) > most_strips:
+                    return False
                 if packet.pts in group:
                     to_come -= 1
                     if skipping:
@@ -666,7 +669,11 @@ class VideoFile(_Closing):
                 if not entered:
                     if time is None or time < entry_pts:
                         continue  # stored after the keyframe, shown before it: refers to what was not decoded
-                    if time != entry_pts or not self._needs_no_other(frame, packet):
+                    if time != entry_pts:
+                        return False
+                    if self.index.codec == "cinepak":
+                        most_strips = _strips_of_its_own(frame, packet)
+                    if not (most_strips or (frame.key_frame and frame.pict_type == 1)):
                         return False
                     entered = True
                 if time in group and time in missing:
@@ -676,13 +683,6 @@ class VideoFile(_Closing):
             if packet is None:
                 break
         return True
-
-    def _needs_no_other(self, frame: Any, packet: Any) -> bool:
-        """Whether decoding may begin with a frame, which came out when ``packet`` went in."""
-        if self.index.codec == "cinepak":  # whose frames come out at once
-            whole = packet is not None and all_its_own(memoryview(packet), frame.width, frame.height)
-            return whole and frame.format.name == "rgb24"
-        return bool(frame.key_frame and frame.pict_type == 1)
 
     def _decode_in_order(self, missing: dict[int, int], pictures: _Pictures) -> None:
         """As :meth:`_decode_wanted`, the slow way; frames that can only be counted are ``missing`` by number."""
@@ -722,6 +722,13 @@ class VideoFile(_Closing):
             return upright(frame, self._reformatter)
         except (self._error, ValueError) as error:
             raise DecodeError(self.path, f"its pixel format {frame.format.name!r} has no way to RGB") from error
+
+
+def _strips_of_its_own(frame: Any, packet: Any) -> int:
+    """Of a Cinepak frame, which comes out as its packet goes in; 0 where it may need another."""
+    if packet is None or frame.format.name != "rgb24":  # in 256 colours the palette may be an earlier one's
+        return 0
+    return whole_strips(memoryview(packet), frame.width, frame.height)
 
 
 class _Pictures:

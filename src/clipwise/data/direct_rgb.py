@@ -102,6 +102,8 @@ class DirectRgb:
         width, height, name, colours, colour_range = kind
         size = (width, height)
         self._context = library.sws_getContext(*size, _FORMATS[name], *size, _RGB24, _BILINEAR, None, None, None)
+        if self._context is None:
+            return
         table, full = library.sws_getCoefficients(colours), colour_range == _FULL_RANGE or name == "yuvj420p"
         library.sws_setColorspaceDetails(self._context, table, full, table, 1, 0, _ONE, _ONE)
         self._target_strides[0] = 3 * width

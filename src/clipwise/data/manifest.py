@@ -356,9 +356,12 @@ class Manifest:
                     f"got {len(present)} ({names}); label more videos, or give a folder {_LAYOUT}"
                 )
 
-    def check_files(self) -> None:
-        """Raises one ValueError that lists the files that are missing. Nothing is decoded."""
-        if self._pack is not None:
+    def check_files(self, on_error: str = "raise") -> None:
+        """Raises one ValueError that lists the files that are missing. Nothing is decoded.
+
+        With another ``on_error`` than "raise" it does not: each that is missing is then one that cannot be read.
+        """
+        if self._pack is not None or on_error != "raise":
             return
         missing = [item.path for item in self if not os.path.exists(item.path)]
         if missing:

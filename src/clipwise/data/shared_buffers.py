@@ -54,7 +54,8 @@ class ClipLoader(DataLoader[dict[str, Any]]):
 
     Args:
         dataset: the clips or views.
-        options: as ``DataLoader`` takes them.
+        options: as ``DataLoader`` takes them, but for ``collate_fn`` and ``worker_init_fn``, which are this one's, and
+            a ``batch_size`` of None, for it gives batches.
     """
 
     def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
