@@ -269,7 +269,7 @@ def goal_cells(goal: Record) -> Iterator[str]:
     if goal["value"] is None:
         yield from ("–", "0", "not measured")
     else:
-        yield from (f"{goal['value']:.1f}", str(goal["seeds"]), "yes" if goal["reached"] else "**no**")
+        yield from (f"{goal['value']:.2f}", str(goal["seeds"]), "yes" if goal["reached"] else "**no**")
 
 
 def speed(results: Results, folder: Path, page: Path) -> Iterator[str]:
@@ -490,7 +490,7 @@ def rivals(record: Record) -> Iterator[str]:
         f" {', '.join(name + ' ' + equal[name]['equal'] for name in ('ours', *names))} clips.",
         "A bare loop over PyAV's decoder, told at which keyframe to begin, is itself "
         + listed(f"{times(value)} times as fast as torchcodec on {group}" for group, value in floors.items())
-        + ", frames in a row: its calls for each frame cost that much more."
+        + ", frames in a row."
         if floors
         else "",
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import clipwise
 from clipwise.checkpoint import write_weights
-from clipwise.compiling import compiler_missing
+from clipwise.compiling import compile_frozen, compiler_missing
 from clipwise.inference.deploy import _Readers
 from clipwise.inference.fused import FusedBottleneck, fuse_block
 from clipwise.models.network import VideoNetwork
@@ -235,7 +235,7 @@ def test_a_network_that_takes_one_size_alone() -> None:
     assert difference(model, deployed, torch.randn(1, 2, 3, 224, 224)) < 2e-5
     strange = AveragedClips("nothing")
     strange.images.conv.register_forward_pre_hook(lambda _, given: given[0].reshape(-1, 3, 100, 100))
-    with pytest.raises(ValueError, match=r"neither of 64×64 nor of 224×224 pixels.*use it as it is"):
+    with pytest.raises(ValueError, match=r"no clips of 64×64 or 224×224 pixels.*use it as it is"):
         clipwise.deploy(strange)
 
 
@@ -292,6 +292,18 @@ def test_a_network_that_temporalize_made() -> None:
 def test_compiled() -> None:
     model = trained("stm_resnet18", 4)
     assert difference(model, clipwise.deploy(model, compile=True), clips_for(model)) < 1e-4
+
+
+@pytest.mark.skipif(bool(compiler_missing("cpu")), reason="no C++ compiler")
+@torch.no_grad()
+def test_a_compiled_networks_weights_are_constants() -> None:
+    """A program that looked at them anew would see that they change."""
+    layer = torch.nn.Conv2d(3, 4, 3)
+    pixels = torch.randn(1, 3, 8, 8)
+    compiled = compile_frozen(layer)
+    before = compiled(pixels)
+    layer.weight.zero_()
+    torch.testing.assert_close(compiled(pixels), before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

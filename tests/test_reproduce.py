@@ -24,7 +24,7 @@ from clipwise.config import flat
 from clipwise.files import file_sha256
 from clipwise.studies import runner
 from clipwise.studies.plan import Plan, Request, Training, choose_variants, standing
-from clipwise.studies.report import collect, judged, table
+from clipwise.studies.report import claim_lines, collect, goal_lines, judged, read_study, table
 from clipwise.studies.runner import plan_study, run_study
 from clipwise.studies.study import Claim, Goal, Study, Variant, find_study, study_names
 
@@ -143,6 +143,8 @@ def test_what_is_complete_is_not_run_again_and_written_the_same(complete: Path, 
 
 class Watch:
     """A reporter that does nothing."""
+
+    def kept(self, *_: Any) -> None: ...
 
     def planned(self, **_: Any) -> None: ...
 
@@ -346,7 +348,6 @@ def test_show_prints_the_table_and_what_is_missing(
     assert status == 1
     assert "missing: TSN (seed 2); TSN 3 crops (seed 2); TSM (seed 2)" in err
     status, _, err = command([*named, *options("--set", "training.lr=0.5")], STUDY, monkeypatch, capsys)
-    print("XX", err)
     assert (status, "training.lr is 0.01 there and 0.5 here" in err) == (1, True)
     status, _, err = command(["tiny", "-o", complete, "--show", "--seeds", "0"], STUDY, monkeypatch, capsys)
     assert (status, "begun with the videos" in err) == (1, True)
@@ -522,9 +523,9 @@ def test_runs_of_another_study_or_other_settings_do_not_count(complete: Path, vi
     assert "is no study.json (FileNotFoundError" in refused(known=tmp_path / "nowhere.json")
 
 
-def told_of(videos: Path, folder: Path, complete: Path, study: Study, labels: Sequence[str]) -> Path:
+def told_of(videos: Path, folder: Path, complete: Path, study: Study, labels: Sequence[str], *more: str) -> Path:
     """A study.json that tells of seed 0 of these variants, as if they had been run."""
-    plan = plan_study(request(folder / "told", videos, study, seeds=(0,)))
+    plan = plan_study(request(folder / "told", videos, study, *more, seeds=(0,)))
     told, like = collect(plan), read(complete)["variants"][0]["runs"][0]
     for variant in told["variants"]:
         if variant["label"] in labels:
@@ -611,3 +612,62 @@ def test_a_claim_is_judged_by_the_seeds_that_both_have() -> None:
     assert (claim["difference"], claim["deviation"]) == (10.0, None)
     (claim,) = judged(study, [both[0], row("TSM", (3, 60.0))], "top1")["claims"]
     assert (claim["difference"], claim["holds"]) == (None, None)
+
+
+def test_a_table_that_tells_more_than_the_next_is_kept(complete: Path, videos: Path, tmp_path: Path) -> None:
+    """Of runs that --known told of there is nothing else, if it is that table or is left out the next time."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study-1.json").write_text("another")
+    before = (complete / "study.json").read_text()
+    (folder / "study.json").write_text(before)
+    kept: list[tuple[str, Sequence[tuple[str, int]]]] = []
+
+    class Told(NothingBegins):
+        def kept(self, path: Path, runs: Sequence[tuple[str, int]]) -> None:
+            kept.append((path.name, runs))
+
+    for _ in range(2):  # the second table tells as much as the first
+        run_study(request(folder, videos, seeds=(0,)), hours=0, reporter=Told())
+    labels = sorted(variant.label for variant in STUDY.variants)
+    assert kept == [("study-2.json", [(label, seed) for label in labels for seed in (0, 1)])]
+    assert (folder / "study-2.json").read_text() == before
+    assert (folder / "study-1.json").read_text() == "another"
+    assert not any(variant["runs"] for variant in read(folder)["variants"])
+
+
+def test_a_table_of_an_earlier_release_is_shown(complete: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    study = read(complete)
+    for key in ("goals", "commands"):
+        del study[key]
+    for claim in study["claims"]:
+        del claim["seeds"]
+    (folder / "study.json").write_text(json.dumps(study))
+    shown = read_study(folder, STUDY)
+    assert shown is not None
+    assert json.loads(json.dumps(shown)) == read(complete) | {"commands": []}
+    assert claim_lines(shown)
+    assert goal_lines(shown)
+
+
+def test_prefixes_with_dots_are_told_of(complete: Path, videos: Path, tmp_path: Path) -> None:
+    factors = "training.lr_factors={layer4.1: 0.5, fc: 2}"
+    known = told_of(videos, tmp_path, complete, replace(CHAIN, variants=CHAIN.variants[:2]), ["TSN", "8f"], factors)
+    plan = plan_study(request(tmp_path / "here", videos, CHAIN, factors, known=known, seeds=(0,)))
+    assert plan.known["TSN", 0].config.training.lr_factors == {"layer4.1": 0.5, "fc": 2.0}
+
+
+def test_missing_videos_are_left_out_where_that_is_asked_for(videos: Path, tmp_path: Path) -> None:
+    fewer = tmp_path / "fewer"
+    shutil.copytree(videos, fewer)
+    next(fewer.rglob("*.mp4")).unlink()
+    with pytest.raises(ValueError, match="1 of 24 videos are missing"):
+        plan_study(request(tmp_path / "study", fewer))
+    assert plan_study(request(tmp_path / "study", fewer, STUDY, "data.on_error=skip")).asked
+
+
+def test_a_goal_that_is_missed_by_little_does_not_look_reached() -> None:
+    goal = {"text": "TSN at least 72", "value": 71.96, "reached": False, "seeds": 3}
+    assert goal_lines({"goals": [goal]}) == ["TSN at least 72: not reached, 71.96 (3 seeds)"]

@@ -9,8 +9,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ from torch import Tensor
 
 from clipwise.data.decode import DecodeError, open_frames
 from clipwise.inference.live import Live, Looked, _Queue
-from clipwise.inference.sources import Notice, Source, _Clock, _RawSource, open_source
+from clipwise.inference.sources import Captured, Notice, Picture, Source, _Clock, _RawSource, open_source
 from clipwise.inference.stream_predictor import Pace
 
 
@@ -129,6 +131,37 @@ def test_pictures_that_the_network_does_not_look_at_come_out_where_they_are_kept
         assert times([one for one in looked if one.scores is not None]) == pytest.approx(np.arange(0, 60, 7) / 30)
         assert len(looked) == (60 if keep else 9)
         assert (live.tally.looked_at, live.tally.left_out) == (9, 51)
+
+
+class Told:
+    """A source of what a test says: pictures by their times, and notices."""
+
+    name, live, reconnects, corrupt = "told", False, 0, 0
+    quiet_after = duration = rate = None
+    step, begins, pixel_aspect = 0.5, 0.0, Fraction(1)
+
+    def __init__(self, *items: float | Notice) -> None:
+        self._items = items
+
+    def packets(self) -> Iterator[Captured]:
+        yield from (Captured(item, time.monotonic()) for item in self._items)
+
+    def decode(self, captured: Captured) -> Iterator[Picture | Notice]:
+        if isinstance(captured.payload, Notice):
+            yield captured.payload
+        else:
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            yield Picture(frame, captured.payload, captured.when)
+
+    def stop(self) -> None:
+        pass
+
+
+def test_what_was_lost_is_no_part_of_how_long_a_picture_lasts() -> None:
+    lost = Notice("lost", 1.0, "gone")
+    live, looked, _ = watched(Told(0.0, 0.25, 1.0, lost, 60.0, lost))
+    assert [one.lasts for one in looked] == [0.5, 0.25, 0.75, 0.75]
+    assert live.end == 60.75
 
 
 def test_another_size_in_the_middle(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from clipwise.config import AugmentationConfig, Config, DataConfig, TrainingConf
 from clipwise.data.dataset import Draw, DrawSampler, TrainingClips
 from clipwise.data.decode import DecodeError
 from clipwise.data.manifest import Manifest
+from clipwise.training.run import split_manifest
 from clipwise.training.schedule import learning_rate
 from clipwise.training.task import DivergedError
 
@@ -241,6 +242,18 @@ def test_weights_that_blow_up_in_an_epochs_last_step_replace_nothing(videos: Pat
         clipwise.train(None, folder, resume=True)
     kept = load_file(folder / "last.safetensors")
     assert all(torch.equal(value, kept[key]) for key, value in good.items())
+
+
+def test_data_without_splits_is_all_trained_on_where_nothing_is_to_be_validated(videos: Path, tmp_path: Path) -> None:
+    whole = Manifest.read(videos)
+    unsplit = whole.with_splits([""] * len(whole))
+    config = load_config(None, ["data.validation_split=none"])
+    train, validation = split_manifest(unsplit, config)
+    assert (len(train), validation) == (len(whole), None)
+    folder = tmp_path / "run"
+    result = clipwise.train(unsplit, folder, overrides=[*SMALL, "data.validation_split=none", "training.epochs=1"])
+    assert result.finished
+    assert not (folder / "best.safetensors").exists()
 
 
 def test_a_run_that_diverges_at_once_leaves_nothing(videos: Path, tmp_path: Path) -> None:

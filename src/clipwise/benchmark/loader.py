@@ -69,7 +69,7 @@ def benchmark_loader(
         raise ValueError(f"workers are different numbers from 0 on, such as 0,1,2; got {list(workers)}")
     if config.data.train_split in manifest.splits:
         manifest = manifest.select(config.data.train_split)
-    manifest.check_files()
+    manifest.check_files(config.data.on_error)
     clips = TrainingClips(
         manifest,
         num_frames=config.model.num_frames,

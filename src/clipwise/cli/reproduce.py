@@ -206,6 +206,13 @@ class StudyDisplay:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def kept(self, path: Path, runs: Sequence[tuple[str, int]]) -> None:
+        which = ", ".join(f"{label}, seed {seed}" for label, seed in runs[:3]) + (" …" if len(runs) > 3 else "")
+        say(
+            f"{path.name}: the table as it was, for it tells of {counted(len(runs), 'run')} of which nothing else is "
+            f"here ({which}); to count them: --known {shlex.quote(os.path.relpath(path))}"
+        )
+
     def planned(self, *, trainings: int, finished: int, jobs: int) -> None:
         self.trainings, self.finished = trainings, finished
         say(f"{counted(trainings, 'training')}, {finished} finished before; {jobs} at once")

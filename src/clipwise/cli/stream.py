@@ -168,7 +168,7 @@ def stream(
                     report.notice(opened.name, item)
                     if item.broken and last is not None:
                         # Nobody knows what is shown meanwhile.
-                        report.events(finder.finish(item.seconds + live.step), last)
+                        report.events(finder.finish(item.seconds + last.lasts), last)
                         smooth.reset()
                 elif isinstance(item, Looked):
                     if max_seconds is not None and item.seconds >= max_seconds:
@@ -187,7 +187,7 @@ def stream(
                 through = not stopping
         finally:
             if last is not None:
-                end = live.end if through else last.seconds + live.step
+                end = live.end if through else last.seconds + last.lasts
                 report.events(finder.finish(end if max_seconds is None else min(end, max_seconds)), last)
             report.summary(live)
     if video and video.written:

@@ -309,7 +309,7 @@ def evaluate_online(
         manifest, used = videos_to_score(trained, run, data, split)
         if videos is not None:
             manifest = drawn_videos(manifest, videos, seed)
-        manifest.check_files()
+        manifest.check_files(on_error)
         if read:
             require_same_videos(read[0].manifest, manifest, checkpoints[0], checkpoint)
         account = {

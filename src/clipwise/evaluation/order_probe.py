@@ -347,7 +347,7 @@ def probe_order(
         manifest, used = videos_to_score(trained, run, data, split)
         if videos is not None:
             manifest = drawn_videos(manifest, videos, seed)
-        manifest.check_files()
+        manifest.check_files(on_error)
         if first is None:
             first = manifest
         require_same_videos(first, manifest, checkpoints[0], checkpoint)

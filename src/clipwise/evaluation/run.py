@@ -82,8 +82,7 @@ def evaluate(
     folder = trained.weights.parent
     run = RunAccount.read(folder) if is_run(folder) else None
     manifest, used = videos_to_score(trained, run, data, split)
-    if on_error == "raise":  # else each that is missing is one that cannot be read
-        manifest.check_files()
+    manifest.check_files(on_error)
     if views is None:
         views = protocol_views(protocol, trained.views, trained.config.num_frames) if protocol else trained.views
     precision = precision or (run.config.training.precision if run else "fp32")

@@ -132,7 +132,7 @@ def calibrate(
     sha256 = file_sha256(trained.weights)  # now: a training that goes on may replace the file
     run = RunAccount.read(folder) if is_run(folder) else None
     manifest, used = videos_to_score(trained, run, data, split)
-    manifest.check_files()
+    manifest.check_files(on_error)
     views = dataclasses.replace(trained.views, crops=1)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = channels_last(trained.model.to(device))

@@ -201,16 +201,18 @@ def _rewritten(model: VideoNetwork, *, for_gpu: bool, with_kernels: bool) -> Vid
 
 def _looked_at(network: VideoNetwork) -> tuple[Tensor, list[tuple[tuple[nn.Module, ...], nn.Module]], Tensor]:
     """Noise of a size that the network takes, and of that what :func:`_normalised_convolutions` finds."""
-    for size in _SIZES:
-        size = max(size, network.min_size)
+    sizes = [max(size, network.min_size) for size in _SIZES]
+    for size in sizes:
         clips = torch.randn(1, network.num_frames, 3, size, size, generator=torch.Generator().manual_seed(0))
         try:
             return clips, *_normalised_convolutions(network, clips)
         except (RuntimeError, ValueError, AssertionError) as error:  # layers of a fixed size
             refused = error
+    tried = " or ".join(f"{size}×{size}" for size in dict.fromkeys(sizes))
+    why = (str(refused).strip() or type(refused).__name__).splitlines()[0]
     raise ValueError(
-        f"this network takes clips neither of {_SIZES[0]}×{_SIZES[0]} nor of {size}×{size} pixels, by which deploy "
-        f"looks at it ({str(refused).splitlines()[0]}); use it as it is, or make it for {_SIZES[-1]}×{_SIZES[-1]}"
+        f"this network takes no clips of {tried} pixels, by which deploy looks at it ({why}); use it as it is, or make "
+        f"it for {size}×{size}"
     ) from refused
 
 

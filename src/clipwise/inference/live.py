@@ -74,6 +74,8 @@ class Looked:
 
     seconds: float
     """Its time in the source."""
+    lasts: float
+    """Seconds to the next, as far as known: as many as it came after the one before."""
     scores: NDArray[np.float32] | None
     """(C,); None of a picture that the network does not look at, which comes only where pictures are kept."""
     captured: float
@@ -205,6 +207,7 @@ class _Queue(Generic[T]):
 @dataclass(frozen=True)
 class _Prepared:
     seconds: float
+    lasts: float
     captured: float
     pixels: Tensor | None
     picture: NDArray[np.uint8] | None
@@ -250,8 +253,7 @@ class Live:
 
     Attributes:
         tally: what became of the source's pictures.
-        step: seconds from the last picture that was decoded to the next, as far as known.
-        end: when that picture ends, in the source.
+        end: when the last picture that was decoded ends, in the source.
 
     Raises:
         ValueError: for a queue without room.
@@ -263,7 +265,6 @@ class Live:
             raise ValueError(f"at least one picture must be able to wait for the network, got a queue of {queue}")
         self.source = source
         self.tally = Tally()
-        self.step = source.step
         self.end = 0.0
         self._network = network
         self._pace = pace
@@ -361,7 +362,7 @@ class Live:
     def _decode(self) -> None:
         stage = self.tally.stages["decode"]
         before: float | None = None
-        dropped = 0
+        lasts, dropped = self.source.step, 0
         while True:
             (captured,) = self._packets.get()
             if isinstance(captured, _Ended):
@@ -371,20 +372,21 @@ class Live:
             began = time.monotonic()
             for item in self.source.decode(captured):
                 if isinstance(item, Notice):
+                    before = None
                     self._pictures.put(item, droppable=False)
                     continue
-                # Where pictures were dropped in between, that is not how long one lasts.
+                # Where something happened or pictures were dropped in between, that is not how long one lasts.
                 if before is not None and item.seconds > before and self.tally.dropped == dropped:
-                    self.step = item.seconds - before
+                    lasts = item.seconds - before
                 before, dropped = item.seconds, self.tally.dropped
-                self.end = before + self.step
-                prepared = self._prepared(item)
+                self.end = before + lasts
+                prepared = self._prepared(item, lasts)
                 stage.add(time.monotonic() - began)
                 if prepared is not None:
                     self._pictures.put(prepared)
                 began = time.monotonic()
 
-    def _prepared(self, picture: Picture) -> _Prepared | None:
+    def _prepared(self, picture: Picture, lasts: float) -> _Prepared | None:
         wanted = self._pace.takes(picture.seconds)
         if not wanted:
             self.tally.left_out += 1
@@ -392,7 +394,7 @@ class Live:
                 return None
         pixels = picture.rgb()
         seen = self._network.prepare(pixels) if wanted else None
-        return _Prepared(picture.seconds, picture.captured, seen, pixels if self._keep else None)
+        return _Prepared(picture.seconds, lasts, picture.captured, seen, pixels if self._keep else None)
 
     def _infer(self) -> None:
         while True:
@@ -429,4 +431,4 @@ class Live:
                 self.tally.stages["infer"].add((now - began) / len(seen))
                 self.tally.stages["latency"].add(now - picture.captured)
             mine = None if picture.pixels is None else next(scores)
-            self._results.put(Looked(picture.seconds, mine, picture.captured, picture.picture))
+            self._results.put(Looked(picture.seconds, picture.lasts, mine, picture.captured, picture.picture))

@@ -254,7 +254,7 @@ def make_plan(request: Request, *, data: Path, recipe: str | None) -> Plan:
     manifest = Manifest.read(data)
     if base.data.head is not None:
         manifest = manifest.with_head(base.data.head)
-    manifest.check_files()
+    manifest.check_files(base.data.on_error)
     told = _read_known(request)
     seeds = sorted({*request.seeds, *_seeds_there(request.output, study), *(seed for _, seed in told)})
     rows: list[Row] = []
@@ -478,7 +478,7 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     """A configuration from its values by dotted names; an option that is None is none."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
-        *sections, key = name.split(".")
+        *sections, key = name.split(".", 2)  # what stands in a field may have dots of its own: lr_factors' prefixes
         within = nested
         for section in sections:
             within = within.setdefault(section, {})

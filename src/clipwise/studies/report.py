@@ -1,5 +1,6 @@
 """A study's results: ``study.json``, from it alone ``study.md`` and ``study.png``."""
 
+import itertools
 import json
 import math
 import statistics
@@ -25,7 +26,9 @@ __all__ = [
     "duration",
     "goal_lines",
     "judged",
+    "keep_aside",
     "missing_line",
+    "only_told_in",
     "read_study",
     "table",
     "test_record",
@@ -164,8 +167,10 @@ def judged(study: Study, variants: Sequence[dict[str, Any]], metric: str) -> dic
     """
     found = {variant["label"]: {run["seed"]: run["figures"][metric] for run in variant["runs"]} for variant in variants}
     return {
-        "claims": [asdict(claim) | _claim(found[claim.better], found[claim.worse]) for claim in study.claims],
-        "goals": [asdict(goal) | _goal(goal, [found[label] for label in goal.of]) for goal in study.goals],
+        "claims": [
+            asdict(claim) | _claim(found.get(claim.better, {}), found.get(claim.worse, {})) for claim in study.claims
+        ],
+        "goals": [asdict(goal) | _goal(goal, [found.get(label, {}) for label in goal.of]) for goal in study.goals],
     }
 
 
@@ -196,6 +201,21 @@ def _goal(goal: Goal, rows: Sequence[Mapping[int, float]]) -> dict[str, Any]:
         value = max(means) - min(means)
     reached = (goal.low is None or value >= goal.low) and (goal.high is None or value <= goal.high)
     return {"seeds": seeds, "value": _rounded(value), "reached": reached}
+
+
+def only_told_in(before: dict[str, Any], study: dict[str, Any]) -> list[tuple[str, int]]:
+    """The runs, by row and seed, whose figures an earlier ``study.json`` has and this one has not."""
+
+    def runs(of: dict[str, Any]) -> set[tuple[str, int]]:
+        return {(variant["label"], run["seed"]) for variant in of["variants"] for run in variant["runs"]}
+
+    return sorted(runs(before) - runs(study))
+
+
+def keep_aside(folder: Path) -> Path:
+    """Rename the ``study.json`` of a folder to the first of ``study-1.json`` … that is free."""
+    free = next(path for number in itertools.count(1) if not (path := folder / f"study-{number}.json").exists())
+    return (folder / "study.json").rename(free)
 
 
 def _run(training: Training, record: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,25 +297,28 @@ def _versions(each: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {name: ", ".join(sorted({versions[name] for versions in each if name in versions})) for name in names}
 
 
-def read_study(folder: Path, name: str) -> dict[str, Any] | None:
+def read_study(folder: Path, study: Study) -> dict[str, Any] | None:
     """The ``study.json`` of a folder; None where there is none.
 
     Raises:
-        ValueError: if it is damaged, or not that of the study called ``name``.
+        ValueError: if it is damaged, or that of another study.
     """
     path = folder / "study.json"
     if not path.is_file():
         return None
     try:
-        study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        there = study["study"]
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (name := told["study"]) == study.name:
+            # Of a file that an earlier release wrote, too, by today's claims and goals.
+            told |= judged(study, told["variants"], told["metric"])
+            told.setdefault("commands", [])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: damaged ({error!r}); delete it, for it is made anew from the runs beside it"
         ) from error
-    if there != name:
-        raise ValueError(f"{folder}: holds the study {there}; give {name} another --output")
-    return study
+    if name != study.name:
+        raise ValueError(f"{folder}: holds the study {name}; give {study.name} another --output")
+    return told
 
 
 def write_report(folder: Path, study: dict[str, Any]) -> None:
@@ -375,7 +398,7 @@ def _reached(goal: dict[str, Any]) -> str:
     if goal["value"] is None:
         return "not measured yet"
     seeds = "1 seed" if goal["seeds"] == 1 else f"{goal['seeds']} seeds"
-    return f"{'reached' if goal['reached'] else 'not reached'}, {goal['value']:.1f} ({seeds})"
+    return f"{'reached' if goal['reached'] else 'not reached'}, {goal['value']:.2f} ({seeds})"
 
 
 def missing_line(study: dict[str, Any], labels: Sequence[str] | None = None) -> str:

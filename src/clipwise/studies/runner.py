@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -23,7 +23,7 @@ from clipwise.files import write_json
 from clipwise.studies.cost import Costs, jobs_that_fit
 from clipwise.studies.data import RECIPE, rendered_there, rendered_videos
 from clipwise.studies.plan import Plan, Request, Row, Standing, Training, make_plan, record_path, standing
-from clipwise.studies.report import collect, read_study, test_record, write_report
+from clipwise.studies.report import collect, keep_aside, only_told_in, read_study, test_record, write_report
 from clipwise.training.account import RunAccount, is_run
 from clipwise.training.resume import STATE, signals_restored
 
@@ -62,6 +62,9 @@ class Outcome:
 
 class Reporter(Protocol):
     """What a runner tells while it goes on; the command line shows it."""
+
+    def kept(self, path: Path, runs: Sequence[tuple[str, int]]) -> None:
+        """Before that, where an earlier table has runs that this one will not: it is kept, as this file."""
 
     def planned(self, *, trainings: int, finished: int, jobs: int) -> None:
         """Before the first training."""
@@ -130,7 +133,7 @@ def _begun(request: Request, *, as_begun: bool = False) -> dict[str, Any] | None
     Raises:
         ValueError: if it is damaged or another study's, or of videos where rendered ones are asked for.
     """
-    study = read_study(request.output, request.study.name)
+    study = read_study(request.output, request.study)
     if study is not None and not as_begun and request.data is None and not study["data"]["rendered"]:
         raise ValueError(
             f"{request.output}: this study was begun with the videos {study['data']['source']}; name them after "
@@ -425,7 +428,18 @@ class _Runner:
 
     def _report(self) -> dict[str, Any]:
         study = collect(self.plan, jobs=self.jobs)
+        if self.written is None:
+            self._keep_what_would_be_lost(study)
         if study != self.written:
             write_report(self.plan.request.output, study)
             self.written = study
         return study
+
+    def _keep_what_would_be_lost(self, study: dict[str, Any]) -> None:
+        """Figures of runs that were known by --known alone may be nowhere else than in the table of before."""
+        folder = self.plan.request.output
+        before = read_study(folder, self.plan.request.study)
+        if before is not None and (runs := only_told_in(before, study)):
+            path = keep_aside(folder)
+            if self.reporter:
+                self.reporter.kept(path, runs)

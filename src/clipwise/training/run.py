@@ -139,7 +139,8 @@ class RunResult:
 def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest | None]:
     """The videos to train on and those to validate on.
 
-    Where the data names no splits, ``data.holdout`` of each class is held out, by the seed.
+    Where the data names no splits, ``data.holdout`` of each class is held out, by the seed; nothing where
+    ``data.validation_split`` is none.
 
     Raises:
         ValueError: if the training split or a validation split that was named does not exist, training has fewer than
@@ -159,6 +160,8 @@ def split_manifest(manifest: Manifest, config: Config) -> tuple[Manifest, Manife
             )
         train = manifest.select(data.train_split)
         validation = manifest.select(data.validation_split) if data.validation_split in manifest.splits else None
+    elif data.validation_split == "none":
+        train, validation = manifest, None
     else:
         manifest.require_classes()
         held = _held_out(manifest, data.holdout, np.random.default_rng([config.training.seed, 2]))
@@ -320,8 +323,7 @@ def _train(
             f"{manifest.source}: a video has a set of labels, so classes cannot be drawn with equal probability; "
             "leave training.balanced at false"
         )
-    if config.data.on_error == "raise":  # else each that is missing is one that cannot be read
-        manifest.check_files()
+    manifest.check_files(config.data.on_error)
     train, validation = split_manifest(manifest, config)
     if begun and begun.origin["data"].get("videos_sha256") != videos_hash(train, validation):
         raise ValueError(
