@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 import clipwise
 from clipwise.checkpoint import write_weights
-from clipwise.compiling import compile_frozen, compiler_missing
+from clipwise.compiling import compile_frozen, compile_static, compiler_missing
 from clipwise.inference.deploy import _Readers
 from clipwise.inference.fused import FusedBottleneck, fuse_block
 from clipwise.models.network import VideoNetwork
@@ -292,6 +294,31 @@ def test_a_network_that_temporalize_made() -> None:
 def test_compiled() -> None:
     model = trained("stm_resnet18", 4)
     assert difference(model, clipwise.deploy(model, compile=True), clips_for(model)) < 1e-4
+
+
+@pytest.mark.skipif("isolate_recompiles" not in signature(torch.compile).parameters, reason="this torch cannot")
+@torch.no_grad()
+def test_any_number_of_networks_of_a_class_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        programs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    layers = [Widened(width) for width in range(1, 12)]
+    for layer in layers:
+        compile_static(layer)(torch.randn(2, 4))
+    assert len(programs) == len(layers)
+
+
+class Widened(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu()
 
 
 @pytest.mark.skipif(bool(compiler_missing("cpu")), reason="no C++ compiler")

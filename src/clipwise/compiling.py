@@ -2,22 +2,33 @@
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-__all__ = ["compile_frozen", "compiler_missing", "triton_missing"]
+__all__ = ["compile_frozen", "compile_static", "compiler_missing", "triton_missing"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def compile_static(function: Callable[P, R]) -> Callable[P, R]:
+    """A network, or a function of one, through torch.compile, with a program for each size that comes."""
+    import torch
+
+    # Else all networks of a class share the room for eight programs, and the ninth runs as it is. Not every torch that
+    # will do offers it.
+    through: Callable[..., Callable[P, R]] = torch.compile
+    own = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(through).parameters else {}
+    return through(function, dynamic=False, **own)
+
+
 def compile_frozen(function: Callable[P, R]) -> Callable[P, R]:
     """A network, or a function of one, through torch.compile for inference: its weights are constants of the program,
     so that a CPU has them packed as its convolutions read them. To be called without gradients."""
-    import torch
     from torch._inductor import config
 
-    compiled = torch.compile(function, dynamic=False)
+    compiled = compile_static(function)
 
     def run(*arguments: P.args, **keywords: P.kwargs) -> R:
         # Asked for by torch.compile's `options` it has no effect: Dynamo looks at the setting before they are in force.

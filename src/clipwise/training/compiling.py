@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clipwise.compiling import compile_static
 from clipwise.models.network import VideoNetwork
 
 __all__ = ["CompiledNetwork", "compiling_pays"]
@@ -73,7 +74,7 @@ class CompiledNetwork:
     def _attempt(self, clips: Tensor) -> Tensor:
         import torch._functorch.config as functorch
 
-        self._compiled = torch.compile(self._model.forward, dynamic=False)
+        self._compiled = compile_static(self._model.forward)
         # The backward pass is compiled now rather than when it runs, so that an attempt shows whether both work.
         with functorch.patch(force_non_lazy_backward_lowering=True):
             return self._compiled(clips)
