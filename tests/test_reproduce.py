@@ -474,6 +474,7 @@ def test_runs_of_an_earlier_sitting_elsewhere_count(complete: Path, videos: Path
     kept = tmp_path / "kept.json"
     study = read(complete)
     del study["variants"][2]["runs"][1]  # TSM, seed 1
+    del study["config"]["training"]["nesterov"]  # as if there had been no such field yet
     kept.write_text(json.dumps(study))
     folder = tmp_path / "study"
     asked = request(folder, videos, STUDY, "data.on_error=skip", known=kept, seeds=(0,))
@@ -484,6 +485,7 @@ def test_runs_of_an_earlier_sitting_elsewhere_count(complete: Path, videos: Path
     # All that it tells of is in the table, of other seeds too, and can be told of again.
     assert [[run["seed"] for run in variant["runs"]] for variant in told] == [[0, 1], [0, 1], [0]]
     runs, before = (each[0]["runs"][0] for each in (told, study["variants"]))
+    assert "training.nesterov" not in runs["config"]
     assert runs["videos_sha256"] == read(complete)["data"]["videos_sha256"]
     assert {key: value for key, value in runs.items() if key != "config"} == {
         key: value for key, value in before.items() if key != "config"

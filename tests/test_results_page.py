@@ -314,6 +314,6 @@ def test_a_claim_that_fails_says_so(study: str) -> None:
 
 
 def test_a_goal_that_is_missed_says_so(study: str) -> None:
-    assert row(study, "TSN at most 58")[1:] == ["51.0", "3", "yes"]
-    assert row(study, "CSTM at least 71.7")[1:] == ["70.0", "1", "**no**"]
+    assert row(study, "TSN at most 58")[1:] == ["51.00", "3", "yes"]
+    assert row(study, "CSTM at least 71.7")[1:] == ["70.00", "1", "**no**"]
     assert row(study, "STM at least 73.7")[1:] == ["–", "0", "not measured"]

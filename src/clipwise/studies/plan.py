@@ -204,8 +204,6 @@ class Known:
 
     run: dict[str, Any]
     """As ``study.json`` has it."""
-    values: dict[str, Any]
-    """Its whole configuration, by dotted names."""
     config: Config
     views: tuple[str, ...]
     """The variant's own, in testing."""
@@ -418,11 +416,9 @@ def _read_known(request: Request) -> dict[tuple[str, int], Known]:
         name, base, videos = study["study"], flat(study["config"]), study["data"]["videos_sha256"]
         for variant in study["variants"]:
             for run in variant["runs"]:
-                values = base | run["config"]
                 found[variant["label"], run["seed"]] = Known(
                     run=run,
-                    values=values,
-                    config=Config.from_json(_nested(values)),
+                    config=Config.from_json(_nested(base | run["config"])),
                     views=tuple(variant["views"]),
                     videos_sha256=run.get("videos_sha256", videos),
                 )

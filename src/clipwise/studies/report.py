@@ -244,8 +244,13 @@ def _run(training: Training, record: dict[str, Any], base: Mapping[str, Any]) ->
 
 
 def _known_run(known: Known, base: Mapping[str, Any]) -> dict[str, Any]:
-    """A run as it was told of, its configuration seen from this study's."""
-    return {**known.run, "videos_sha256": known.videos_sha256, "config": _own(known.values, base)}
+    """A run as it was told of, its configuration seen from this study's, with fields that there were not then."""
+    return {
+        **known.run,
+        "config_sha256": known.config.sha256,
+        "videos_sha256": known.videos_sha256,
+        "config": _own(flat(known.config.to_dict()), base),
+    }
 
 
 def _own(values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
