@@ -69,6 +69,32 @@ def test_what_may_be_too_short_is_given_once_it_is_not_with_its_true_start() -> 
     assert (begun.end, ended.end) == (None, 1.0)
 
 
+def test_what_is_known_late_is_told_of_as_earlier() -> None:
+    """Not before the first picture, and what lasts to the end ends there."""
+    scores = [0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.1, 0.9]
+    plain = found(EventFinder(CLASSES), scores)
+    late = found(EventFinder(CLASSES, delay=1.25), scores)
+    assert [(event.start, event.end) for event in plain] == [
+        *[(0.0, None), (0.0, 0.5)],
+        *[(2.0, None), (2.0, 3.0)],
+        *[(4.0, None), (4.0, 4.5)],
+    ]
+    assert [(event.start, event.end) for event in late] == [
+        *[(0.0, None), (0.0, 0.0)],
+        *[(0.75, None), (0.75, 1.75)],
+        *[(2.75, None), (2.75, 4.5)],
+    ]
+    assert [event.score for event in late] == [event.score for event in plain]
+    # How long it must last is judged as it was seen.
+    assert len(found(EventFinder(CLASSES, delay=1.25, min_seconds=1.0), scores)) == 2
+    finder = EventFinder(CLASSES, delay=1.0)
+    finder.update(7.0, of_fall(0.9))
+    assert finder.current == Event(7.0, None, "fall", 0.9)
+    for delay in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="the delay must be 0 or more seconds"):
+            EventFinder(CLASSES, delay=delay)
+
+
 def test_times_written_as_decimals_last_what_they_say() -> None:
     finder = EventFinder(CLASSES, min_seconds=0.2)
     finder.update(0.1, of_fall(0.9))

@@ -16,6 +16,7 @@ from clipwise.cli.app import app, console, counted, importing, say
 from clipwise.cli.stream_options import (
     Background,
     Consensus,
+    Delay,
     MinSeconds,
     Precision,
     Rate,
@@ -55,6 +56,7 @@ def stream(
     threshold: Threshold = 0.5,
     release: Release = None,
     min_seconds: MinSeconds = 0.0,
+    delay: Delay = 0.0,
     background: Background = None,
     temperature: Temperature = None,
     consensus: Consensus = True,
@@ -145,7 +147,12 @@ def stream(
         checkpoint, which=weights, precision=precision, temperature=temperature, consensus=consensus
     )
     finder = EventFinder(
-        predictor.label_space, start=threshold, end=release, min_seconds=min_seconds, background=background or ()
+        predictor.label_space,
+        start=threshold,
+        end=release,
+        min_seconds=min_seconds,
+        background=background or (),
+        delay=delay,
     )
     stopping = StopRequest()
     report = _Report(as_json, predictor.classes if scores else None)

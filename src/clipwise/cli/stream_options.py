@@ -8,6 +8,7 @@ __all__ = [
     "EVENTS",
     "Background",
     "Consensus",
+    "Delay",
     "MinSeconds",
     "Precision",
     "Rate",
@@ -68,6 +69,15 @@ Release = Annotated[
 ]
 MinSeconds = Annotated[
     float, typer.Option(min=0, metavar="SECONDS", help="Leave out events that last less.", rich_help_panel=EVENTS)
+]
+Delay = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        metavar="SECONDS",
+        help="So late are the network's answers: events are told of as so much earlier.",
+        rich_help_panel=EVENTS,
+    ),
 ]
 Background = Annotated[
     list[str] | None,

@@ -40,9 +40,9 @@ class Event:
     """Something that was shown, from ``start`` up to but not including ``end``."""
 
     start: float
-    """Seconds in the source: the time of the first picture whose smoothed score reached the threshold."""
+    """Seconds in the source: time of the first picture whose smoothed score reached the threshold, less the delay."""
     end: float | None
-    """Seconds: the time of the first picture that no longer belongs to it; None while it lasts."""
+    """Seconds: the time of the first picture that no longer belongs to it, less the delay; None while it lasts."""
     label: str
     """One of the network's classes; of several heads with the head's name before it, ``verb:take``."""
     score: float
@@ -140,6 +140,8 @@ class EventFinder:
         min_seconds: events that last less are not reported.
         background: classes that are no event, such as "nobody": theirs are found like the others', so that they end
             what they take over from, but not reported.
+        delay: seconds by which the network's answers are late: events are told of as so much earlier, though not before
+            the first picture. What lasts until the stream ends has that end.
 
     Raises:
         ValueError: for thresholds or seconds out of range, or a background class that the network does not know.
@@ -153,6 +155,7 @@ class EventFinder:
         end: float | None = None,
         min_seconds: float = 0.0,
         background: Sequence[str] = (),
+        delay: float = 0.0,
     ) -> None:
         space = classes if isinstance(classes, LabelSpace) else LabelSpace.of(classes)
         if not 0 < start <= 1:
@@ -163,6 +166,8 @@ class EventFinder:
             raise ValueError(f"the score below which an event ends must lie in [0, {start:g}], its start; got {end}")
         if not 0 <= min_seconds < math.inf:
             raise ValueError(f"min_seconds must be 0 or more, got {min_seconds}")
+        if not 0 <= delay < math.inf:
+            raise ValueError(f"the delay must be 0 or more seconds, got {delay}")
         unknown = [name for name in background if name not in space.classes]
         if unknown:
             known = ", ".join(space.classes[:12]) + (" …" if len(space.classes) > 12 else "")
@@ -171,12 +176,14 @@ class EventFinder:
         self.start = start
         self.end = end
         self.min_seconds = min_seconds
+        self.delay = delay
         self._background = {self.classes.index(name) for name in background}
         sizes = [1] * len(self.classes) if space.multi_label else space.sizes
         # Of the classes in each slice at most one holds at a time.
         self._slices = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
         self._held: list[_Held | None] = [None] * len(sizes)
         self._time: float | None = None
+        self._first = -math.inf  # time of the first picture
 
     @property
     def lasting(self) -> tuple[Event, ...]:
@@ -206,6 +213,8 @@ class EventFinder:
         if scores.min() < -1e-3 or scores.max() > 1 + 1e-3:
             low, high = scores.min(), scores.max()
             raise ValueError(f"scores must be probabilities, not logits; got {low:g} to {high:g}")
+        if self._time is None:
+            self._first = seconds
         self._time = seconds
         events: list[Event] = []
         for number, part in enumerate(self._slices):
@@ -215,7 +224,7 @@ class EventFinder:
             if held is not None:
                 score = scores[held.label]
                 if score < self.end or (begins and scores[best] > score):
-                    events += self._ended(held, seconds)
+                    events += self._ended(held, seconds, seconds - self.delay)
                     held = None
             if held is None and begins:
                 held = _Held(best, seconds)
@@ -233,7 +242,7 @@ class EventFinder:
             ValueError: for a time that is not finite or lies before the last picture's.
         """
         seconds = _checked_time(seconds, self._time)
-        events = [event for held in self._held if held is not None for event in self._ended(held, seconds)]
+        events = [event for held in self._held if held is not None for event in self._ended(held, seconds, seconds)]
         self._held = [None] * len(self._slices)
         self._time = None
         return events
@@ -244,12 +253,15 @@ class EventFinder:
         held.told = True
         return [self._event(held, None)]
 
-    def _ended(self, held: _Held, seconds: float) -> list[Event]:
+    def _ended(self, held: _Held, seconds: float, end: float) -> list[Event]:
         begun = self._begun(held, seconds)
-        return [*begun, self._event(held, seconds)] if held.told else []
+        return [*begun, self._event(held, end)] if held.told else []
 
     def _event(self, held: _Held, end: float | None) -> Event:
-        return Event(held.start, end, self.classes[held.label], held.total / held.pictures)
+        start = max(self._first, held.start - self.delay)
+        return Event(
+            start, None if end is None else max(start, end), self.classes[held.label], held.total / held.pictures
+        )
 
 
 def _checked_time(seconds: float, before: float | None) -> float:
