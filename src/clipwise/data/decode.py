@@ -673,7 +673,9 @@ class VideoFile(_Closing):
                         return False
                     if self.index.codec == "cinepak":
                         most_strips = _strips_of_its_own(frame, packet)
-                    if not (most_strips or (frame.key_frame and frame.pict_type == 1)):
+                        if not most_strips:
+                            return False
+                    elif not (frame.key_frame and frame.pict_type == 1):
                         return False
                     entered = True
                 if time in group and time in missing:
